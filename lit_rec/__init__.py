@@ -1,0 +1,3 @@
+"""lit_rec: LLM-enhanced recommendation on Lightning."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,20 @@
+"""The one exception a user is meant to see."""
+
+
+class UserError(Exception):
+    """Something the user can mend: shown as a message, never as a traceback.
+
+    Args:
+        what: What went wrong, in one sentence.
+        where: File and line, config key or command-line argument.
+        why: The cause, where it is not obvious.
+        fix: What to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+        self.what, self.where, self.why, self.fix = what, where, why, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [("where", self.where), ("why", self.why), ("fix", self.fix)]
+        return "\n".join([self.what, *(f"  {name}: {text}" for name, text in parts if text)])
