@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class Experts(nn.Module):
-    """Several two-layer perceptrons of one shape, as stacked weights: Linear-ReLU-Dropout-Linear-ReLU-Dropout."""
+    """Several perceptrons of one shape as stacked weights: Linear-ReLU-Dropout-Linear-ReLU-Dropout."""
 
     def __init__(self, count: int, width: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -25,10 +25,11 @@ class HybridExpertAdaptor(nn.Module):
     """Adapt several inputs (the user's and the item's knowledge) with shared and with own experts.
 
     For input t: out_t = sum over the experts e in [shared, own of t] of gate_t(x_t)[e] * e(x_t), with
-    gate_t = softmax(Linear(x_t)). All experts of an input run as two matrix products, not one call per expert.
+    gate_t = softmax(Linear(x_t)). All experts of an input run as two matrix products, not one call per
+    expert.
 
-    Inputs may differ in width (a user vector made of two texts, say): a shared expert then reads a narrower input
-    with the leading columns of its first layer.
+    Inputs may differ in width (a user vector made of two texts, say): a shared expert then reads a narrower
+    input with the leading columns of its first layer.
 
     Args:
         widths: width of each input.

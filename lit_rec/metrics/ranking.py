@@ -1,9 +1,10 @@
 """Ranking metrics of many lists at once: pure functions of tensors, one value per list.
 
-Two conventions are in use for the average precision of a cut list, and numbers under one cannot be compared with
-numbers under the other; everything here therefore names its convention:
+Two conventions are in use for the average precision of a cut list, and numbers under one cannot be compared
+with numbers under the other; everything here therefore names its convention:
 
-- `kar`: divided by the number of hits inside the top k (KAR's code, and torchmetrics' `RetrievalMAP(top_k=k)`);
+- `kar`: divided by the number of hits inside the top k (KAR's code, and torchmetrics'
+`RetrievalMAP(top_k=k)`);
 - `standard`: divided by min(k, positives of the list), so that a positive left outside the top k costs.
 
 With k at least the list's length the two agree. NDCG, HR, MRR and click do not depend on the convention.
@@ -42,14 +43,16 @@ def parse_metric(name: str) -> tuple[str, int]:
 def labels_in_order(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Return the labels of every list in the order of its scores.
 
-    Descending and stable: of two equal scores the earlier candidate stays first. Padding comes last, with label 0.
+    Descending and stable: of two equal scores the earlier candidate stays first. Padding comes last, with
+    label 0.
 
     Args:
         scores: [L, C] float, higher is better.
         labels: [L, C] relevance.
         mask: [L, C] bool, true where there is a candidate.
 
-    >>> labels_in_order(torch.tensor([[0.1, 0.9, 0.9]]), torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(1, 3).bool())
+    >>> scores, labels = torch.tensor([[0.1, 0.9, 0.9]]), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> labels_in_order(scores, labels, torch.ones(1, 3, dtype=torch.bool))
     tensor([[2., 3., 1.]])
     """
     # A candidate scored minus infinity must still come before padding, hence the clamp.
@@ -67,9 +70,9 @@ def ranking_metrics(
 ) -> dict[str, Tensor]:
     """Compute NDCG, MAP, HR, MRR and clicks at every cut-off, per list (METHODS 1.7).
 
-    Gain is 2^relevance - 1, discount log2(rank + 1), the ideal order comes from the same list; a candidate is a hit
-    when its label is above 0. A list without a positive counts 0 in every metric. A cut-off beyond the list's length
-    takes the whole list.
+    Gain is 2^relevance - 1, discount log2(rank + 1), the ideal order comes from the same list; a candidate is
+    a hit when its label is above 0. A list without a positive counts 0 in every metric. A cut-off beyond the
+    list's length takes the whole list.
 
     Args:
         logits: [L, C] scores, higher is better.
@@ -79,7 +82,8 @@ def ranking_metrics(
         convention: divisor of the average precision, see the module's text.
 
     Returns:
-        `ndcg@k`, `map@k`, `hr@k`, `mrr@k` (all in [0, 1]) and `click@k` (a sum of labels), each a float tensor [L].
+        `ndcg@k`, `map@k`, `hr@k`, `mrr@k` (all in [0, 1]) and `click@k` (a sum of labels), each a float
+        tensor [L].
 
     Raises:
         UserError: on an unknown convention or a cut-off below 1.
@@ -136,5 +140,7 @@ def user_mean(values: Tensor, users: Tensor) -> Tensor:
     """
     _, row, counts = users.unique(return_inverse=True, return_counts=True)
     # Summed in double precision: the order in which lists arrive must not show in the result.
-    sums = values.new_zeros(len(counts), *values.shape[1:], dtype=torch.float64).index_add_(0, row, values.double())
+    sums = values.new_zeros(len(counts), *values.shape[1:], dtype=torch.float64).index_add_(
+        0, row, values.double()
+    )
     return (sums / counts.view(-1, *[1] * (values.dim() - 1))).mean(dim=0).float()

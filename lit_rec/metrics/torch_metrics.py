@@ -88,8 +88,8 @@ class Clicks(ListMean):
 class DistinctMeans(Metric):
     """Per-user and per-list means of given values, each list counted once.
 
-    A DistributedSampler pads the last batches with lists already seen; the list's index tells them apart. The means
-    do not depend on the number of ranks or on the order of the batches.
+    A DistributedSampler pads the last batches with lists already seen; the list's index tells them apart. The
+    means do not depend on the number of ranks or on the order of the batches.
 
     >>> metric = DistinctMeans()
     >>> metric.update(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3, 4, 4]), torch.tensor([10, 11, 11]))

@@ -20,7 +20,7 @@ class DPOPolicy(L.LightningModule):
     moments unless `keep_optimizer`: the paper trains each round on its own.
 
     Logged per epoch under `policy/`: loss, chosen_reward, rejected_reward, margin, accuracy (share of pairs with a positive
-    margin), chosen_logps, rejected_logps, grad_norm, lr.
+    margin), chosen_logps, rejected_logps; and per update the learning rate.
 
     Args:
         llm: The language model; only its adapter is trained and saved.
@@ -83,11 +83,14 @@ class DPOPolicy(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over pairs."""
+        self.epoch_means = self.means()
+        self.log_dict({f"policy/{name}": value for name, value in self.epoch_means.items()})
+
+    def means(self) -> dict[str, float]:
+        """Means over the pairs of the epoch so far."""
         sums = {name: float(value) for name, value in self._sums.items()}
         pairs = max(sums.pop("pairs", 0.0), 1.0)
-        self.epoch_means = {name: value / pairs for name, value in sums.items()}
-        self.epoch_means["lr"] = self._learning_rate()
-        self.log_dict({f"policy/{name}": value for name, value in self.epoch_means.items()})
+        return {name: value / pairs for name, value in sums.items()}
 
     def _learning_rate(self) -> float:
         """Warm-up, then linear decay to zero (or constant), over the updates of a round."""
@@ -101,8 +104,10 @@ class DPOPolicy(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the learning rate of this update."""
+        lr = self._learning_rate()
         for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = lr
+        self.log("policy/lr", lr)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW on the adapter."""
@@ -120,7 +125,9 @@ class DPOPolicy(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Plain values only, so that the checkpoint loads with weights_only=True."""
         checkpoint["round_started_at"] = self.round_started_at
+        checkpoint["epoch_means"] = self.epoch_means
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore where the round began."""
+        """Restore where the round began and how the last epoch went."""
         self.round_started_at = checkpoint["round_started_at"]
+        self.epoch_means = checkpoint["epoch_means"]

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 class DLCM(nn.Module):
     """A GRU reads the candidates in list order; each state is scored against the final one.
 
-    score_i = Linear(tanh(Linear(BN(final state))) * BN(state_i)). KAR's two-way softmax over two outputs is the
-    sigmoid of their difference, so one output, a logit, is the same model.
+    score_i = Linear(tanh(Linear(BN(final state))) * BN(state_i)). KAR's two-way softmax over two outputs is
+    the sigmoid of their difference, so one output, a logit, is the same model.
 
     Args:
         width: width of a candidate's vector.
@@ -56,7 +56,7 @@ class DLCM(nn.Module):
 
 
 def _normalise(norm: nn.BatchNorm1d, rows: Tensor) -> Tensor:
-    """Batch-normalise rows [N, D]; a single row has no variance of its own, so it takes the running statistics."""
+    """Batch-normalise rows [N, D]; a single row, without a variance, takes the running statistics."""
     if norm.training and len(rows) == 1:
         return F.batch_norm(rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     return norm(rows)

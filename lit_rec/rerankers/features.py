@@ -1,6 +1,7 @@
 """From ids and knowledge to the vectors a reranker reads (METHODS 1.6)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ USER, ITEM = "user", "item"
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise linear layers and embeddings as KAR does: Xavier normal weights, zero biases, zero padding rows."""
+    """Initialise linear layers and embeddings as KAR does: Xavier normal weights, zeros for the rest."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
@@ -27,12 +28,14 @@ def initialise(module: nn.Module) -> None:
 class ItemFeatures(nn.Module):
     """Embeddings of an item's id and of its attributes, and of a rating where there is one.
 
-    An attribute with several values (a film's genres) is the mean of its values' embeddings, zero when there is none.
+    An attribute with several values (a film's genres) is the mean of its values' embeddings, zero when there
+    is none.
 
     Args:
         n_items: items without padding; ids run 1..n_items.
         attributes: [n_items + 1, A] int64 table of attribute values, 0 = padding, row 0 all padding.
-        attribute_widths: how many columns of the table belong to each attribute, in order; empty: one attribute.
+        attribute_widths: how many columns of the table belong to each attribute, in order; empty: one
+            attribute.
         first_attribute_only: read the first value of each attribute alone, as KAR does.
         dim: width of every embedding.
         rating_max: highest rating; half steps are told apart.
@@ -57,8 +60,8 @@ class ItemFeatures(nn.Module):
         widths = list(attribute_widths) or [w for w in [table.shape[1]] if w]
         if len(table) != n_items + 1 or sum(widths) != table.shape[1]:
             raise ValueError(
-                f"an attribute table of shape {tuple(table.shape)} does not fit {n_items} items and the attribute "
-                f"widths {widths}: it needs {n_items + 1} rows and {sum(widths)} columns"
+                f"an attribute table of shape {tuple(table.shape)} does not fit {n_items} items and the "
+                f"attribute widths {widths}: it needs {n_items + 1} rows and {sum(widths)} columns"
             )
         if first_attribute_only:
             first = torch.tensor([sum(widths[:i]) for i in range(len(widths))], dtype=torch.int64)
@@ -76,9 +79,11 @@ class ItemFeatures(nn.Module):
         """Embed items of any shape [...]: [..., width]."""
         parts = [self.item(items)]
         if self.attribute is not None:
-            # Embedded as one bag per item and attribute: the mean over its values, without a tensor of all of them.
+            # One bag per item and attribute: the mean over its values, without a tensor of all of them.
             for values in self.attributes[items].split(self.widths, dim=-1):
-                bag = F.embedding_bag(values.flatten(0, -2), self.attribute.weight, mode="mean", padding_idx=0)
+                bag = F.embedding_bag(
+                    values.flatten(0, -2), self.attribute.weight, mode="mean", padding_idx=0
+                )
                 parts.append(bag.view(*items.shape, self.dim))
         return torch.cat(parts, dim=-1)
 
@@ -93,8 +98,8 @@ class ItemFeatures(nn.Module):
 class Knowledge(nn.Module):
     """Knowledge vectors of users and items behind one hybrid-expert adaptor.
 
-    Either side may be missing. A user matrix of zeros gives the `item_only` control with the parameters of the full
-    model. The matrices are buffers that no checkpoint holds: they are data, and large.
+    Either side may be missing. A user matrix of zeros gives the `item_only` control with the parameters of
+    the full model. The matrices are buffers that no checkpoint holds: they are data, and large.
 
     Args:
         user_vectors: [U, d_u] or None.
@@ -106,7 +111,10 @@ class Knowledge(nn.Module):
     item_vectors: Tensor
 
     def __init__(
-        self, user_vectors: Tensor | None, item_vectors: Tensor | None, adaptor: dict[str, float] | None = None
+        self,
+        user_vectors: Tensor | None,
+        item_vectors: Tensor | None,
+        adaptor: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         sides = {USER: user_vectors, ITEM: item_vectors}
@@ -114,7 +122,7 @@ class Knowledge(nn.Module):
         for side in self.towers:
             self.register_buffer(f"{side}_vectors", sides[side], persistent=False)
         widths = [vectors.shape[1] for vectors in sides.values() if vectors is not None]
-        self.adaptor = HybridExpertAdaptor(widths, **(adaptor or {})) if widths else None  # type: ignore[arg-type]
+        self.adaptor = HybridExpertAdaptor(widths, **(adaptor or {})) if widths else None
         self.width = len(widths) * self.adaptor.out if self.adaptor else 0
 
     def adapt(self, side: str, vectors: Tensor) -> Tensor:
@@ -130,10 +138,3 @@ class Knowledge(nn.Module):
         distinct, position = rows.unique(return_inverse=True)
         matrix: Tensor = getattr(self, f"{side}_vectors")
         return F.embedding(position, self.adapt(side, matrix[distinct].float()))
-
-    def everything(self, side: str) -> Tensor | None:
-        """Adapt the whole matrix of a side once, for scoring: [rows, out], or None without knowledge."""
-        if side not in self.towers:
-            return None
-        matrix: Tensor = getattr(self, f"{side}_vectors")
-        return torch.cat([self.adapt(side, block.float()) for block in matrix.split(16384)])

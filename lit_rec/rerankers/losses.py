@@ -1,8 +1,8 @@
 """Losses of the rerankers: pure functions of (logits, labels, mask), each [B, C], to a scalar.
 
-All of them are in log-softmax or logit form: exp(score / T) overflows float32 at the T = 0.03 of RLRF4Rec, these
-stay finite. Padding takes no part. The list-wise losses average over the lists that have a positive: a list without
-one says nothing about an order.
+All of them are in log-softmax or logit form: exp(score / T) overflows float32 at the T = 0.03 of RLRF4Rec,
+these stay finite. Padding takes no part. The list-wise losses average over the lists that have a positive: a
+list without one says nothing about an order.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def bce(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) 
 
 
 def attention(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """SetRank's attention loss: cross-entropy between softmax(label / T) on the positives and softmax(score / T)."""
+    """SetRank's loss: cross-entropy of softmax(score / T) to softmax(label / T) of the positives."""
     log_p = log_probabilities(logits / temperature, mask)
     return _mean_over_lists(-(_target(labels, mask, temperature) * log_p).sum(dim=1), labels, mask)
 
@@ -32,8 +32,8 @@ def attention(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float =
 def attention_rank(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
     """DLCM's original attention loss: -sum_i a_i log b_i + (1 - a_i) log(1 - b_i).
 
-    a = softmax(label / T) on the positives, b = softmax(score / T). The original shifts the scores by their minimum,
-    which a softmax does not see.
+    a = softmax(label / T) on the positives, b = softmax(score / T). The original shifts the scores by their
+    minimum, which a softmax does not see.
     """
     scores = (logits / temperature).masked_fill(~mask, -1e9)
     target = _target(labels, mask, temperature)
@@ -89,5 +89,7 @@ def get_loss(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
         UserError: when there is none of that name.
     """
     if name not in LOSSES:
-        raise UserError(f"There is no reranker loss {name!r}.", fix=f"Write one of {', '.join(LOSSES)}, or default.")
+        raise UserError(
+            f"There is no reranker loss {name!r}.", fix=f"Write one of {', '.join(LOSSES)}, or default."
+        )
     return LOSSES[name]

@@ -1,8 +1,9 @@
 """MIR, multi-level interaction reranking (arXiv 2204.11370), the one reranker that reads the user's history.
 
-KAR's code computes the knowledge vector and never uses it in MIR; here it is part of every candidate's vector. KAR's
-attention has one weight per list position, which ties a model to one list length and to the order of candidates that
-are a set; here the weights are dot products of the same co-attention features, for lists of any length and order.
+KAR's code computes the knowledge vector and never uses it in MIR; here it is part of every candidate's
+vector. KAR's attention has one weight per list position, which ties a model to one list length and to the
+order of candidates that are a set; here the weights are dot products of the same co-attention features, for
+lists of any length and order.
 """
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 class SetToListAttention(nn.Module):
     """Co-attention between a set of candidates V and a list of past items Q.
 
-    The affinity A = tanh(Q W V^T + field-level term) says how each past item bears on each candidate; the field-level
-    term compares the embeddings inside the vectors (item with item, genre with genre, rating with genre, ...) by one
-    shared bilinear form and mixes the pairs of fields. Features of either side then take in the other one through A.
+    The affinity A = tanh(Q W V^T + field-level term) says how each past item bears on each candidate; the
+    field-level term compares the embeddings inside the vectors (item with item, genre with genre, rating with
+    genre, ...) by one shared bilinear form and mixes the pairs of fields. Features of either side then take
+    in the other one through A.
 
     Args:
         candidate: width of V, a multiple of `field`.
@@ -51,8 +53,12 @@ class SetToListAttention(nn.Module):
         feature_v, feature_q = self.candidate_feature(v), self.history_feature(q)
         h_v = torch.tanh(feature_v + affinity @ feature_q)
         h_q = torch.tanh(feature_q + affinity.transpose(1, 2) @ feature_v)
-        to_v = (h_v @ h_v.transpose(1, 2) * self.scale).masked_fill(~v_mask.unsqueeze(1), -1e9).softmax(dim=-1)
-        to_q = (h_v @ h_q.transpose(1, 2) * self.scale).masked_fill(~q_mask.unsqueeze(1), -1e9).softmax(dim=-1)
+        to_v = (
+            (h_v @ h_v.transpose(1, 2) * self.scale).masked_fill(~v_mask.unsqueeze(1), -1e9).softmax(dim=-1)
+        )
+        to_q = (
+            (h_v @ h_q.transpose(1, 2) * self.scale).masked_fill(~q_mask.unsqueeze(1), -1e9).softmax(dim=-1)
+        )
         return to_v @ v, (to_q * q_mask.unsqueeze(1)) @ q
 
 
@@ -110,4 +116,6 @@ class MIR(nn.Module):
         candidates = torch.cat([x, context], dim=-1)
         v, q = self.set_to_list(candidates, mask, past, history_mask)
         mean = past.sum(dim=1) / history_mask.sum(dim=1, keepdim=True).clamp(min=1)
-        return self.mlp(torch.cat([v, q, x, mean.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)).squeeze(-1)
+        return self.mlp(torch.cat([v, q, x, mean.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)).squeeze(
+            -1
+        )

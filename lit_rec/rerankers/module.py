@@ -23,8 +23,8 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {"dlcm": DLCM, "prm": PRM, "setrank"
 class RerankerModule(L.LightningModule):
     """A reranker with its item features and knowledge (METHODS 1.6).
 
-    A batch is a dictionary of tensors: user [B], items [B, C] (0 = padding, at the end), labels [B, C], list [B] (the
-    list's index), and for MIR history_items and history_ratings [B, H]. A candidate's vector is
+    A batch is a dictionary of tensors: user [B], items [B, C] (0 = padding, at the end), labels [B, C], list
+    [B] (the list's index), and for MIR history_items and history_ratings [B, H]. A candidate's vector is
     [item id ; attributes ; the user's knowledge ; the item's knowledge].
 
     The attribute table and the knowledge matrices are data: non-persistent buffers, in no checkpoint. What
@@ -80,7 +80,9 @@ class RerankerModule(L.LightningModule):
         attribute_widths, metrics = [int(w) for w in attribute_widths], [str(m) for m in metrics]
         self.save_hyperparameters(ignore=["attributes", "user_vectors", "item_vectors"])
         if architecture not in ARCHITECTURES:
-            raise UserError(f"There is no reranker {architecture!r}.", fix=f"Write one of {', '.join(ARCHITECTURES)}.")
+            raise UserError(
+                f"There is no reranker {architecture!r}.", fix=f"Write one of {', '.join(ARCHITECTURES)}."
+            )
         kind: Any = ARCHITECTURES[architecture]
         self.uses_history: bool = kind.uses_history
         self.loss = get_loss(kind.default_loss if loss == "default" else loss)
@@ -100,7 +102,11 @@ class RerankerModule(L.LightningModule):
         self.knowledge = Knowledge(user_vectors, item_vectors, adaptor)
         width = self.features.width + self.knowledge.width
         if self.uses_history:
-            architecture_args = {"history_width": self.features.history_width, "field": dim, **architecture_args}
+            architecture_args = {
+                "history_width": self.features.history_width,
+                "field": dim,
+                **architecture_args,
+            }
         try:
             self.ranker = kind(width, **architecture_args)
         except (TypeError, ValueError, AssertionError) as error:
@@ -108,7 +114,7 @@ class RerankerModule(L.LightningModule):
                 f"The reranker {architecture!r} cannot be built.",
                 where="reranker.args",
                 why=str(error),
-                fix=f"See the arguments of lit_rec.rerankers.{architecture}; a candidate's vector has width {width}.",
+                fix=f"See the arguments in lit_rec/rerankers/{architecture}.py (candidate width {width}).",
             ) from error
         self.features.apply(initialise)
         self.ranker.apply(initialise)
@@ -120,7 +126,9 @@ class RerankerModule(L.LightningModule):
         """Score the lists of a batch: logits [B, C]; those of padding mean nothing."""
         users = self.knowledge.adapt_rows(USER, batch["user"])
         items = self.knowledge.adapt_rows(ITEM, batch["items"])
-        return self.score(batch["items"], users, items, batch.get("history_items"), batch.get("history_ratings"))
+        return self.score(
+            batch["items"], users, items, batch.get("history_items"), batch.get("history_ratings")
+        )
 
     def score(
         self,
@@ -148,7 +156,9 @@ class RerankerModule(L.LightningModule):
         if not self.uses_history:
             return self.ranker(x, mask)
         if history_items is None or history_ratings is None:
-            raise ValueError("MIR reads the user's history: the batch needs history_items and history_ratings")
+            raise ValueError(
+                "MIR reads the user's history: the batch needs history_items and history_ratings"
+            )
         return self.ranker(x, mask, self.features.history(history_items, history_ratings), history_items > 0)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -167,10 +177,12 @@ class RerankerModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure one batch of validation lists."""
         values = ranking_metrics(self(batch), batch["labels"], batch["items"] > 0, self.cuts, self.convention)
-        self.validation.update(torch.stack([values[m] for m in self.metrics], dim=1), batch["user"], batch["list"])
+        self.validation.update(
+            torch.stack([values[m] for m in self.metrics], dim=1), batch["user"], batch["list"]
+        )
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/user/<metric>` and `val/list/<metric>`: means over users and over lists, all ranks together."""
+        """Log `val/user/<metric>` and `val/list/<metric>`: means over users and lists, of all ranks."""
         by_user, by_list = self.validation.compute()
         self.validation.reset()
         for unit, means in (("user", by_user), ("list", by_list)):

@@ -1,15 +1,17 @@
 """The trained reranker as reward model: how well would it rank with this answer as the user's knowledge?
 
-METHODS 1.1: the reward of an answer is the metric of the user's lists, mean over those lists, with the answer's vector
-in the place of the user's. Rewards on lists the reranker was trained on saturate; `cross_fit` scores every user with
-a reranker that never saw that user.
+METHODS 1.1: the reward of an answer is the metric of the user's lists, mean over those lists, with the
+answer's vector in the place of the user's. Rewards on lists the reranker was trained on saturate; `cross_fit`
+scores every user with a reranker that never saw that user.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_rec.data.lists import ListSet
@@ -18,15 +20,13 @@ from lit_rec.metrics.ranking import Convention, ranking_metrics
 from lit_rec.rerankers.features import ITEM, USER
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
-from lit_rec.rerankers.training import FittedReranker, fit_reranker
+from lit_rec.rerankers.training import FittedReranker, fit_reranker, load_reranker, save_reranker
 
 Reward = Literal["ndcg", "map", "soft"]
 
 
 @torch.no_grad()
-def score_lists(
-    module: RerankerModule, lists: ListSet, index: Tensor, *, batch_size: int = 8192
-) -> Tensor:
+def score_lists(module: RerankerModule, lists: ListSet, index: Tensor, *, batch_size: int = 8192) -> Tensor:
     """Score lists with the knowledge the module holds, every user and item adapted once.
 
     Args:
@@ -41,7 +41,8 @@ def score_lists(
     users, row = lists.user[index].unique(return_inverse=True)
     with _evaluating(module):
         adapted = module.knowledge.adapt_rows(USER, users.to(module.device))
-        return _score_pairs(module, lists, index, adapted, row, batch_size)
+        scored = [logits for _, logits in _score_pairs(module, lists, index, adapted, row, batch_size)]
+    return torch.cat([lists.labels.new_zeros(0, lists.items.shape[1]), *scored])
 
 
 @torch.no_grad()
@@ -58,15 +59,17 @@ def answer_rewards(
 ) -> Tensor:
     """Reward of every answer: the mean over its user's lists of the metric, in one pass.
 
-    The items are adapted once, all answers together, and all (answer, list of its user) pairs are scored in batches.
+    The items are adapted once, all answers together, and all (answer, list of its user) pairs are scored in
+    batches.
 
     Args:
         module: the reward model; it must have been trained with user vectors of the answers' width.
         lists: the candidate lists; every list of an answer's user counts.
         answer_vectors: [M, d_u] encoded answers.
         answer_user: [M] the user row of each answer.
-        reward: `ndcg` or `map` at k, or `soft`: the mean log-probability of a list's positives under the softmax of
-            its scores, which tells apart answers that rank alike. A list without positives counts 0 in all three.
+        reward: `ndcg` or `map` at k, or `soft`: the mean log-probability of a list's positives under the
+            softmax of its scores, which tells apart answers that rank alike. A list without positives counts
+            0 in all three.
         k: cut-off.
         convention: of the average precision.
         batch_size: pairs at a time, which bounds the memory.
@@ -78,7 +81,9 @@ def answer_rewards(
         UserError: when the reranker has no user knowledge, or answers and users do not fit.
     """
     if reward not in ("ndcg", "map", "soft"):
-        raise UserError(f"There is no reward {reward!r}.", fix="Write ndcg, map or soft.", where="reward.metric")
+        raise UserError(
+            f"There is no reward {reward!r}.", fix="Write ndcg, map or soft.", where="reward.metric"
+        )
     if USER not in module.knowledge.towers:
         raise UserError(
             "This reranker reads no user knowledge, so every answer would get the same reward.",
@@ -89,21 +94,21 @@ def answer_rewards(
         raise UserError(
             f"{len(answer_user)} answers need vectors [{len(answer_user)}, {width}], "
             f"not {list(answer_vectors.shape)}.",
-            why="The reward model was trained on vectors of another encoder, or the two lists do not belong together.",
+            why="The reward model knows another encoder, or vectors and users do not belong together.",
         )
     answer, index = _pairs(lists, answer_user)
     with _evaluating(module):
-        adapted = torch.cat([module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(16384)])
-        logits = _score_pairs(module, lists, index, adapted, answer, batch_size)
-    values = torch.empty(len(index))
-    for at in range(0, len(index), 8 * batch_size):
-        part = slice(at, at + 8 * batch_size)
-        labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
-        if reward == "soft":
-            values[part] = list_log_likelihood(logits[part], labels, mask)
-        else:
-            values[part] = ranking_metrics(logits[part], labels, mask, (k,), convention)[f"{reward}@{k}"]
-    total = torch.zeros(len(answer_user), dtype=torch.float64).index_add_(0, answer, values.double())
+        adapted = torch.cat(
+            [module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(16384)]
+        )
+        total = torch.zeros(len(answer_user), dtype=torch.float64)
+        for part, logits in _score_pairs(module, lists, index, adapted, answer, batch_size):
+            labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
+            if reward == "soft":
+                values = list_log_likelihood(logits, labels, mask)
+            else:
+                values = ranking_metrics(logits, labels, mask, (k,), convention)[f"{reward}@{k}"]
+            total.index_add_(0, answer[part], values.double())
     return (total / answer.bincount(minlength=len(answer_user))).float()
 
 
@@ -132,8 +137,26 @@ class CrossFit:
         for number in judge.unique().tolist():
             mine = (judge == number).nonzero().squeeze(1)
             module = self.fitted[number].module
-            rewards[mine] = answer_rewards(module, lists, answer_vectors[mine], answer_user[mine], **arguments)
+            rewards[mine] = answer_rewards(
+                module, lists, answer_vectors[mine], answer_user[mine], **arguments
+            )
         return rewards
+
+    def save(self, folder: Path) -> None:
+        """Write each reranker to `fold<f>/` and the users' folds to `folds.safetensors`."""
+        for number, fitted in enumerate(self.fitted):
+            save_reranker(fitted, folder / f"fold{number}")
+        save_file({"fold_of": self.fold_of}, folder / "folds.safetensors")
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, user_vectors: Tensor | None = None, item_vectors: Tensor | None = None
+    ) -> "CrossFit":
+        """Read what `save` wrote, with the knowledge the rerankers were trained with."""
+        fold_of = load_file(folder / "folds.safetensors")["fold_of"]
+        folders = sorted(folder.glob("fold[0-9]*"), key=lambda f: int(f.name[4:]))
+        vectors = {"user_vectors": user_vectors, "item_vectors": item_vectors}
+        return cls([load_reranker(f, **vectors) for f in folders], fold_of)
 
 
 def cross_fit(
@@ -146,7 +169,8 @@ def cross_fit(
         train_users: user rows to divide into folds.
         folds: number of folds. 1 is the paper's own way: one reranker, trained on the users it judges.
         seed: of the folds and of the rerankers.
-        **fit_arguments: the other arguments of `fit_reranker`; validation users choose the epoch in every fold.
+        **fit_arguments: the other arguments of `fit_reranker`; validation users choose the epoch in every
+            fold.
 
     Raises:
         UserError: when there are fewer users than folds.
@@ -176,23 +200,26 @@ def _pairs(lists: ListSet, answer_user: Tensor) -> tuple[Tensor, Tensor]:
 
 def _score_pairs(
     module: RerankerModule, lists: ListSet, index: Tensor, adapted: Tensor, row: Tensor, batch_size: int
-) -> Tensor:
-    """Score list index[p] with the adapted user knowledge adapted[row[p]], for every pair p: [P, C] on the CPU."""
+) -> Iterator[tuple[slice, Tensor]]:
+    """Score list index[p] with the adapted user knowledge adapted[row[p]], for every pair p.
+
+    Yields:
+        Consecutive slices of the pairs and their logits [n, C] on the CPU.
+    """
     device = module.device
-    all_items = module.knowledge.everything(ITEM)
-    logits = torch.empty(len(index), lists.items.shape[1])
+    occurring = lists.items[index.unique()].unique().to(device)
+    by_item = module.knowledge.adapt_rows(ITEM, occurring)
+    item_knowledge = by_item.new_zeros(module.hparams["n_items"] + 1, by_item.shape[1])
+    item_knowledge[occurring] = by_item
     for at in range(0, len(index), batch_size):
         part = slice(at, at + batch_size)
         items = lists.items[index[part]].to(device)
-        item_knowledge = items.new_zeros(*items.shape, 0, dtype=torch.float32)
-        if all_items is not None:
-            item_knowledge = all_items[items]
         history: Sequence[Tensor] = ()
         if module.uses_history:
             users = lists.user[index[part]]
             history = (lists.history_items[users].to(device), lists.history_ratings[users].to(device))
-        logits[part] = module.score(items, adapted[row[part].to(device)], item_knowledge, *history).float().cpu()
-    return logits
+        logits = module.score(items, adapted[row[part].to(device)], item_knowledge[items], *history)
+        yield part, logits.float().cpu()
 
 
 class _evaluating:

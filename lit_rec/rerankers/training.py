@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -33,7 +33,8 @@ class FittedReranker:
         module: the module with the weights of the chosen epoch, in evaluation mode, on the CPU.
         best_epoch: the chosen epoch, from 0.
         best_value: its selection metric; nan when nothing was measured.
-        history: one dictionary of plain numbers per epoch: epoch, seconds, train/loss, val/user/..., val/list/....
+        history: one dictionary of plain numbers per epoch: epoch, seconds, train/loss, val/user/...,
+            val/list/....
         seconds: wall-clock of the whole fit.
     """
 
@@ -47,7 +48,8 @@ class FittedReranker:
 class KeepBest(Checkpoint):
     """Keep the best epoch's weights in memory, and every epoch's metrics.
 
-    It is a `Checkpoint` so that Lightning calls it after all the others, when the epoch's metrics are complete.
+    It is a `Checkpoint` so that Lightning calls it after all the others, when the epoch's metrics are
+    complete.
 
     Args:
         monitor: metric to choose by, higher is better; None keeps the last epoch.
@@ -92,7 +94,10 @@ def batch_of(lists: ListSet, index: Tensor, history: bool) -> dict[str, Tensor]:
     users = lists.user[index]
     batch = {"user": users, "items": lists.items[index], "labels": lists.labels[index], "list": index}
     if history:
-        batch |= {"history_items": lists.history_items[users], "history_ratings": lists.history_ratings[users]}
+        batch |= {
+            "history_items": lists.history_items[users],
+            "history_ratings": lists.history_ratings[users],
+        }
     return batch
 
 
@@ -135,9 +140,10 @@ def fit_reranker(
         attribute_widths: columns of the table per attribute; empty: all to one.
         user_vectors: [U, d_u] knowledge, or None.
         item_vectors: [n_items + 1, d_i] knowledge, or None.
-        selection: `validation`: the epoch with the best user-mean `metric` of validation users, early stopping after
-            `patience` epochs without a better one. `last`: the last epoch. `test(kar)`: the epoch with the best MAP at
-            the metric's cut-off on TEST users, mean over lists, as KAR chooses: only to compare with published numbers.
+        selection: `validation`: the epoch with the best user-mean `metric` of validation users, early
+            stopping after `patience` epochs without a better one. `last`: the last epoch. `test(kar)`: the
+            epoch with the best MAP at the metric's cut-off on TEST users, mean over lists, as KAR chooses:
+            only to compare with published numbers.
         metric: what `validation` maximises.
         batch_size: lists per step and device.
         max_epochs: most epochs.
@@ -159,12 +165,16 @@ def fit_reranker(
     """
     started = time.perf_counter()
     by_test = selection == "test(kar)"
-    judges = {"validation": validation_users, "last": validation_users, "test(kar)": test_users}.get(selection)
+    judges = {"validation": validation_users, "last": validation_users, "test(kar)": test_users}.get(
+        selection
+    )
     if selection not in ("validation", "last", "test(kar)"):
         raise UserError(f"There is no selection {selection!r}.", fix="Write validation, last or test(kar).")
     train, held_out = _index(lists, train_users), _index(lists, judges)
     if not len(train):
-        raise UserError("None of the training users has a candidate list.", fix="Use more users or a smaller history.")
+        raise UserError(
+            "None of the training users has a candidate list.", fix="Use more users or a smaller history."
+        )
     if selection != "last" and not len(held_out):
         raise UserError(
             f"selection={selection} has no lists to choose the epoch on.",
@@ -241,7 +251,7 @@ def quiet() -> Iterator[None]:
 
 
 def save_reranker(fitted: FittedReranker, folder: Path) -> None:
-    """Write a reranker as `reranker.safetensors` and `reranker.json`; the knowledge matrices stay where they are."""
+    """Write a reranker as `reranker.safetensors` and `reranker.json`, without the knowledge matrices."""
     folder.mkdir(parents=True, exist_ok=True)
     module = fitted.module
     table = {"data.attributes": module.features.attributes} if module.features.widths else {}

@@ -1,0 +1,98 @@
+"""After a round: keep the policy, let it write everyone's knowledge, and measure what changed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import polars as pl
+import torch
+
+from callbacks.rounds import RoundCallback, RoundHooks
+from lit_rec.policy.dpo import DPOPolicy
+from lit_rec.policy.sequences import answer_logps, collate, encode_chat
+from lit_rec.run.progress import step
+
+KL_ANSWERS = 64  # held-out answers the divergence is estimated on
+
+
+class RoundEvaluation(RoundHooks):
+    """Writes the policy after each round as a PEFT folder, samples the next answers, scores them, and logs the round.
+
+    Args:
+        rule: How this policy's pairs were made (names the stage they come from).
+    """
+
+    def __init__(self, rule: str = "best_worst") -> None:
+        self.rule = rule
+
+    def end_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: RoundCallback, number: int) -> None:
+        """Keep the adapter, regenerate the knowledge, score it, log it."""
+        loop, state, before = rounds.loop, rounds.state_of(number), rounds.state_of(number - 1)
+        policy.llm.mark_adapter()
+
+        def build(work: Path) -> dict[str, Any]:
+            policy.llm.save_adapter(work / "adapter")
+            (work / "training.json").write_text(json.dumps(policy.epoch_means))
+            return {"adapter": policy.llm.adapter, **policy.epoch_means}
+
+        loop.keep_policy(state, before, self.rule, policy.cfg, build)
+        loop.answers(state)
+        loop.rewards(state)
+        self._divergence(policy, rounds, state)
+        log_state(loop, state, number)
+
+    def _divergence(self, policy: DPOPolicy, rounds: RoundCallback, state: str) -> float | None:
+        """KL(policy || untrained model) per answer, estimated on the policy's own answers to held-out users."""
+        loop = rounds.loop
+        held_out = loop.answers(state).filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
+        rows = held_out.head(KL_ANSWERS)
+
+        def build(work: Path) -> dict[str, Any]:
+            examples = [
+                encode_chat(policy.llm.tokenizer, loop.ground.prompts.user(u), [t], policy.cfg.max_length)
+                for u, t in rows.select("user", "text").rows()
+            ]
+            differences: list[float] = []
+            training = policy.training
+            policy.eval()
+            with torch.no_grad(), step(f"{state}: divergence from the base", len(rows), "answers") as progress:
+                for start in range(0, len(examples), 8):
+                    batch = {k: v.to(policy.device) for k, v in collate(examples[start : start + 8]).items()}
+                    with policy.trainer.precision_plugin.forward_context():
+                        ours = answer_logps(policy.model, batch)
+                        with policy.llm.reference("base"):
+                            base = answer_logps(policy.model, batch)
+                    differences += (ours - base).squeeze(1).tolist()
+                    progress(len(ours))
+            policy.train(training)
+            kl = sum(differences) / len(differences) if differences else None
+            (work / "divergence.json").write_text(json.dumps({"kl": kl, "answers": len(differences)}))
+            return {"kl": kl}
+
+        return loop.keep_divergence(state, build)
+
+
+def log_state(loop: Any, state: str, number: int) -> None:
+    """Send what is known of a state to TensorBoard: rewards, ties, lengths, divergence, and a few pairs to read."""
+    control = not (state == "zero_shot" or state.startswith("round_"))
+    board = loop.board(state if control else "round").experiment
+    summary = loop.summary(state)
+    scalars = {**summary, **summary.get("train", {}), "heldout_reward": summary["heldout_reward"]["mean"]}
+    for name, value in scalars.items():
+        if isinstance(value, (int, float)):
+            board.add_scalar(f"rounds/{name}", value, number)
+    rewards = loop.rewards(state)
+    for split in ("train", "validation"):
+        values = rewards.filter(pl.col("split") == split)["reward"]
+        if len(values):
+            board.add_histogram(f"rewards/{split}", values.to_numpy(), number)
+    if loop.samples_of(state) > 1:
+        gap = pl.col("chosen_reward") - pl.col("rejected_reward")
+        for row in loop.pairs(state, "best_worst").sort(gap, descending=True).head(3).iter_rows(named=True):
+            text = "\n\n".join(
+                f"**{kind}** (reward {row[f'{kind}_reward']:.3f}): {row[kind][0]['content']}"
+                for kind in ("chosen", "rejected")
+            )
+            board.add_text(f"pairs/user_{row['user_id']}", text, number)
+    board.flush()

@@ -1,0 +1,84 @@
+"""The outer loop: which round it is, what happens between rounds, and a checkpoint that can be resumed from."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from lit_rec.policy.dpo import DPOPolicy
+
+
+class RoundHooks(Callback):
+    """A callback with two more hooks. Write a subclass, name it under `callbacks:` in the YAML, and it takes part.
+
+    `trainer.datamodule` serves the round's pairs; `rounds.loop` (a `lit_rec.recipes.loop.Loop`) has answers, rewards and
+    pairs of every state.
+    """
+
+    def begin_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: "RoundCallback", number: int) -> None:
+        """Called before the first epoch of round `number` (1, 2, ...)."""
+
+    def end_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: "RoundCallback", number: int) -> None:
+        """Called after the last epoch of round `number`; after a restart it may be called again."""
+
+
+class RoundCallback(Checkpoint):
+    """Counts rounds within ONE Trainer.fit and calls the hooks between them.
+
+    It is a `Checkpoint` so that Lightning calls it when the module and all other callbacks are done with the epoch.
+
+    The checkpoint is written when an epoch has ended and BEFORE the hooks of a finished round run: hooks sample and encode
+    for hours at full size, and a run killed there resumes behind the round, not in front of its last epoch.
+
+    Args:
+        loop: The stages of this split.
+        policy_name: "round" (states round_1, round_2, ...) or the name of a one-round control.
+        rounds: Number of rounds.
+        epochs: Epochs per round.
+        checkpoint: Where the fit can be resumed from.
+    """
+
+    def __init__(self, loop: Any, policy_name: str, rounds: int, epochs: int, checkpoint: Path) -> None:
+        self.loop, self.policy_name, self.rounds, self.epochs = loop, policy_name, rounds, epochs
+        self.checkpoint = checkpoint
+        self.finished = 0
+
+    def state_of(self, number: int) -> str:
+        """Name of the LLM's state after this many rounds."""
+        if number == 0:
+            return "zero_shot"
+        return f"round_{number}" if self.policy_name == "round" else self.policy_name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rounds finished."""
+        return {"finished": self.finished}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Rounds finished before the run was stopped."""
+        self.finished = int(state_dict["finished"])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take up where the checkpoint left off: end the round that was being ended, begin the next."""
+        if self.finished:
+            self._call("end_round", trainer, pl_module, self.finished)
+        if self.finished < self.rounds:
+            self._call("begin_round", trainer, pl_module, self.finished + 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save; after the last epoch of a round end it and begin the next one."""
+        ended = (trainer.current_epoch + 1) % self.epochs == 0
+        self.finished = (trainer.current_epoch + 1) // self.epochs
+        temporary = self.checkpoint.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)
+        os.replace(temporary, self.checkpoint)
+        if ended:
+            self._call("end_round", trainer, pl_module, self.finished)
+            if self.finished < self.rounds:
+                self._call("begin_round", trainer, pl_module, self.finished + 1)
+
+    def _call(self, hook: str, trainer: L.Trainer, policy: L.LightningModule, number: int) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RoundHooks):
+                getattr(callback, hook)(trainer, policy, self, number)

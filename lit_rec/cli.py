@@ -1,0 +1,96 @@
+"""The command line: a subcommand, `--config FILE`, and Hydra overrides."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+
+from lit_rec.config import load_config
+from lit_rec.errors import UserError
+
+COMMANDS = {
+    "fit": "run the recipe: data, knowledge, rounds, final reranker, report; resumes where it was stopped",
+    "validate": "measure the finished run's final reranker on the validation users",
+    "test": "show the finished run's results on the test users",
+    "predict": "rank candidate lists with the finished run's final reranker",
+    "show-config": "print the whole configuration after composition",
+}
+EPILOG = """\
+Overrides follow Hydra: key=value, group=choice, +key=value, ~key. Groups: data, llm, encoder, reranker.
+Examples:
+  python -m lit_rec fit --config configs/quickstart.yaml
+  python -m lit_rec fit --config configs/rlrf_ml1m.yaml llm=smollm2_135m encoder=minilm data.root=/data/ml-1m reranker=prm
+Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser."""
+    top = argparse.ArgumentParser(
+        prog="lit_rec",
+        description="LLM-enhanced recommendation on Lightning.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--config", required=True, metavar="FILE", help="experiment, e.g. configs/quickstart.yaml")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+        if name == "fit":
+            sub.add_argument("--fresh", action="store_true", help="start anew in this run folder; LLM answers are kept")
+        if name == "predict":
+            sub.add_argument("--input", metavar="FILE", help="parquet or CSV with user_id and item_id columns")
+            sub.add_argument("--output", required=True, metavar="FILE", help="where the ranked lists go (parquet)")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 when done, 2 for a mistake the user can mend (told in one message), 130 when interrupted.
+    """
+    args, unknown = parser().parse_known_args(argv)
+    bad = [u for u in unknown if u.startswith("-") or "=" not in u]
+    if bad:
+        parser().error(f"unknown argument {bad[0]}")
+    try:
+        cfg = load_config(args.config, [*args.overrides, *unknown])
+        if args.command == "show-config":
+            print(OmegaConf.to_yaml(cfg), end="")
+            return 0
+        _prepare()
+        from lit_rec.run import commands
+
+        commands.COMMANDS[args.command](cfg, args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"error: {_disk(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _disk(error: OSError) -> UserError:
+    return UserError(
+        os.strerror(error.errno or 0),
+        where=str(error.filename or "the run folder or the cache"),
+        why="nothing half-written is kept",
+        fix="free some space, or move run.dir or run.cache; the same command resumes",
+    )
+
+
+def _prepare() -> None:
+    """Settings that must be in the environment before torch is imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -1,0 +1,252 @@
+"""What every split of a run shares: data, candidate lists, prompts, models, and the run folder they are kept in."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_rec.config import instantiate, plain
+from lit_rec.data.canonical import RatingsData, attribute_table, sample_users
+from lit_rec.data.lists import ListSet, build_lists
+from lit_rec.data.splits import Splits, split_users
+from lit_rec.errors import UserError
+from lit_rec.knowledge.encoder import TextEncoder
+from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.loading import fingerprint, local_source
+from lit_rec.llm.prompts import Prompts
+from lit_rec.llm.sampler import SamplingSettings
+from lit_rec.llm.store import AnswerStore
+from lit_rec.run.folder import RunFolder
+from lit_rec.run.progress import step
+
+
+def pick_device(accelerator: str) -> str:
+    """The torch device a Lightning accelerator name means.
+
+    Raises:
+        UserError: A GPU was asked for and there is none.
+    """
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "a GPU was asked for and there is none",
+            where="config key trainer.accelerator",
+            why="torch.cuda.is_available() is false: no NVIDIA device, no driver, or a CPU build of torch",
+            fix="use trainer.accelerator=auto (or cpu), or install a CUDA build of torch",
+        )
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise UserError(
+            f"trainer.accelerator: {accelerator} is not possible",
+            where="config key trainer.accelerator",
+            fix="use auto, cpu or gpu",
+        )
+    return "cuda:0" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+class Ground:
+    """Data, lists, prompts, encoder and language model of a run; each part is made when it is first needed.
+
+    Args:
+        cfg: The whole configuration.
+        run: The run folder.
+    """
+
+    def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
+        self.cfg, self.run = cfg, run
+        self.cache = Path(cfg.run.cache).expanduser() if cfg.run.cache else None
+        self.device = pick_device(cfg.trainer.accelerator)
+        self.store = AnswerStore(Path(cfg.run.answers).expanduser())
+        self.llm = LanguageModel(
+            cfg.llm, cfg.policy.lora, self.store, device=self.device, seed=cfg.seed, cache=self.cache
+        )
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _reader(self) -> Any:
+        return instantiate(self.cfg.data, "data")
+
+    @cached_property
+    def data(self) -> RatingsData:
+        """The ratings, cut to a sample of users where `users` says so."""
+        data = self._reader.load()
+        return data if self.cfg.users is None else sample_users(data, self.cfg.users, self.cfg.seed)
+
+    @cached_property
+    def data_key(self) -> dict[str, Any]:
+        """Every value the candidate lists depend on."""
+        return {
+            "data": self._reader.describe(),
+            "users": self.cfg.users,
+            "lists": plain(self.cfg.lists),
+            "seed": self.cfg.seed,
+        }
+
+    @cached_property
+    def lists(self) -> ListSet:
+        """The candidate lists of all users."""
+        c = self.cfg.lists
+
+        def build(work: Path) -> dict[str, Any]:
+            with step("candidate lists", self.data.n_users, "users") as progress:
+                lists = build_lists(
+                    self.data,
+                    protocol=c.protocol,
+                    history=c.history,
+                    real=c.real,
+                    list_size=c.size,
+                    negatives=c.negatives,
+                    initial_ranker=c.initial_ranker,
+                    item_core=c.item_core,
+                    seed=self.cfg.seed,
+                    train_users=self.splits(0).train,
+                )
+                progress(self.data.n_users)
+            lists.save(work / "lists")
+            return lists.report
+
+        return ListSet.load(self.run.run_stage("lists", build, key=self.data_key) / "lists")
+
+    def splits(self, fold: int) -> Splits:
+        """Training, validation and test users of a fold."""
+        e = self.cfg.evaluation
+        return split_users(
+            self.data.n_users,
+            protocol=self.cfg.lists.protocol,
+            test=e.test,
+            validation=e.validation,
+            fold=fold,
+            folds=e.folds,
+            seed=self.cfg.seed,
+        )
+
+    def keep_split(self, fold: int) -> Splits:
+        """The split of a fold, written down as a stage that others depend on."""
+        splits = self.splits(fold)
+        e = self.cfg.evaluation
+
+        def build(work: Path) -> dict[str, Any]:
+            parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+            save_file({k: v.contiguous() for k, v in parts.items()}, work / "users.safetensors")
+            return {k: len(v) for k, v in parts.items()}
+
+        key = {"test": e.test, "validation": e.validation, "folds": e.folds, "fold": fold, "seed": self.cfg.seed}
+        _ = self.lists
+        self.run.run_stage(f"fold_{fold}/split", build, key=key, after=("lists",))
+        return splits
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The prompts of every user and item."""
+        p = self.cfg.prompt
+        histories = (self.lists.history_items, self.lists.history_ratings)
+        return Prompts(self.data, histories, p.template, p.history, p.factors)
+
+    # --- knowledge that no round changes --------------------------------------------------------------------------------
+
+    @cached_property
+    def encoder_key(self) -> dict[str, Any]:
+        """Identity of the text encoder."""
+        e = self.cfg.encoder
+        source = local_source(e, "encoder", self.cache)
+        return {"model": fingerprint(source, e.revision), "max_tokens": e.max_tokens, "dtype": e.dtype}
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder."""
+        e = self.cfg.encoder
+        return TextEncoder(
+            local_source(e, "encoder", self.cache),
+            device=self.device,
+            dtype=e.dtype,
+            batch_size=e.batch_size,
+            max_tokens=e.max_tokens,
+            revision=e.revision,
+        )
+
+    @cached_property
+    def _knowledge(self) -> dict[str, Tensor]:
+        """History vectors of every user and item vectors, encoded once."""
+        items = range(1, self.data.n_items + 1)
+
+        def build(work: Path) -> dict[str, Any]:
+            texts = self._item_texts()
+            histories = [
+                self.prompts.history_text(u, limit=self.cfg.lists.history) for u in range(self.data.n_users)
+            ]
+            with step("encoding items and histories", len(texts) + len(histories), "texts") as progress:
+                vectors = self.encoder.encode(texts, progress=progress)
+                padding = torch.zeros(1, vectors.shape[1])
+                encoded = {
+                    "items": torch.cat([padding, vectors]),
+                    "history": self.encoder.encode(histories, progress=progress),
+                }
+            save_file(encoded, work / "vectors.safetensors")
+            pl.DataFrame({"item": list(items), "text": texts}).write_parquet(work / "items.parquet")
+            return {"items": len(texts), "histories": len(histories)}
+
+        k = self.cfg.knowledge
+        key: dict[str, Any] = {"encoder": self.encoder_key, "items": k.items}
+        if k.items == "llm":
+            key |= {"item_tokens": k.item_tokens, "prompt": plain(self.cfg.prompt), "llm": plain(self.cfg.llm)}
+        folder = self.run.run_stage("knowledge", build, key=key, after=("lists",))
+        return load_file(folder / "vectors.safetensors")
+
+    def _item_texts(self) -> list[str]:
+        """What is known of each item: title and attributes, or the LLM's description with the title in front."""
+        items = range(1, self.data.n_items + 1)
+        plain_texts = [self.prompts.item_text(i) for i in items]
+        if self.cfg.knowledge.items == "attributes":
+            return plain_texts
+        settings = SamplingSettings(self.cfg.knowledge.item_tokens, self.cfg.llm.temperature, self.cfg.llm.top_p)
+        with step("items: the LLM describes", len(plain_texts), "answers") as progress:
+            given = self.llm.answers(
+                [self.prompts.item(i) for i in items], [1] * len(plain_texts), settings=settings, progress=progress
+            )
+        return [f"{text}. {answers[0].text}" for text, answers in zip(plain_texts, given, strict=True)]
+
+    @property
+    def history_vectors(self) -> Tensor:
+        """[U, width]: every user's history text, encoded; no LLM."""
+        _ = self.lists
+        return self._knowledge["history"]
+
+    @property
+    def item_vectors(self) -> Tensor:
+        """[n_items + 1, width], row 0 padding."""
+        _ = self.lists
+        return self._knowledge["items"]
+
+    def reranker_arguments(self, selection: str | None = None) -> dict[str, Any]:
+        """What every reranker of the run is built and trained with, knowledge apart."""
+        r = self.cfg.reranker
+        table, widths = attribute_table(self.data)
+        return {
+            "n_items": self.data.n_items,
+            "attributes": table,
+            "attribute_widths": widths,
+            "first_attribute_only": self.cfg.lists.protocol == "kar",
+            "rating_max": self.data.rating_max,
+            "architecture": r.architecture,
+            "architecture_args": plain(r.args),
+            "loss": r.loss,
+            "temperature": r.temperature,
+            "lr": r.lr,
+            "batch_size": r.batch_size,
+            "max_epochs": r.max_epochs,
+            "patience": r.patience,
+            "metric": r.metric,
+            "accelerator": "gpu" if self.device.startswith("cuda") else "cpu",
+            "selection": selection or "validation",
+        }
+
+
+def config_id(cfg: DictConfig) -> str:
+    """Short hash of a whole configuration."""
+    return hashlib.sha256(json.dumps(plain(cfg), sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -1,0 +1,410 @@
+"""The stages of RLRF4Rec on one split of the users: each is built once, kept in the run folder, and read from there.
+
+A "state" is a state of the LLM: "zero_shot" (untrained), "round_1", "round_2" ... (after that many rounds of DPO),
+"random_pairs" and "best_of_n" (the controls). Every state has answers, their vectors and their rewards.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_rec.config import plain
+from lit_rec.data.splits import Splits
+from lit_rec.llm.prompts import Messages
+from lit_rec.metrics.ranking import METRICS, ranking_metrics
+from lit_rec.policy.pairs import conversational, make_pairs
+from lit_rec.recipes.ground import Ground
+from lit_rec.rerankers.rewards import CrossFit, cross_fit, score_lists
+from lit_rec.rerankers.training import fit_reranker, load_reranker, save_reranker
+from lit_rec.run.progress import step
+from lit_rec.run.statistics import mean_over_users
+
+CONVENTIONS = ("kar", "standard")
+Build = Callable[[Path], Mapping[str, Any] | None]
+
+
+class Loop:
+    """One split of the users, and everything made on it.
+
+    Args:
+        ground: What all splits share: data, lists, prompts, models, run folder.
+        splits: Training, validation and test users.
+        fold: Number of the split.
+    """
+
+    def __init__(self, ground: Ground, splits: Splits, fold: int) -> None:
+        self.ground, self.splits, self.fold = ground, splits, fold
+        self.cfg, self.run, self.llm = ground.cfg, ground.run, ground.llm
+        self._tables: dict[str, pl.DataFrame] = {}
+        self._reward_models: dict[str, CrossFit] = {}
+        self._boards: dict[str, TensorBoardLogger] = {}
+
+    # --- plumbing -----------------------------------------------------------------------------------------------------
+
+    def stage(
+        self, name: str, build: Build, key: dict[str, Any], *after: str
+    ) -> Path:
+        """A stage of this split; `after` names stages of this split, or of the ground with a leading slash."""
+        before = tuple(a[1:] if a.startswith("/") else self.name(a) for a in after)
+        return self.run.run_stage(self.name(name), build, key=key, after=before)
+
+    def name(self, stage: str) -> str:
+        """The stage's full name."""
+        return f"fold_{self.fold}/{stage}"
+
+    def board(self, policy: str = "round") -> TensorBoardLogger:
+        """TensorBoard of this split; each control policy has its own curves."""
+        if policy not in self._boards:
+            version = f"fold_{self.fold}" + ("" if policy == "round" else f"_{policy}")
+            self._boards[policy] = TensorBoardLogger(
+                str(self.run.path), name="tensorboard", version=version, default_hp_metric=False
+            )
+        return self._boards[policy]
+
+    def table(self, stage: str, folder: Path, file: str) -> pl.DataFrame:
+        """A stage's table, read once."""
+        if stage not in self._tables:
+            self._tables[stage] = pl.read_parquet(folder / file)
+        return self._tables[stage]
+
+    def samples_of(self, state: str) -> int:
+        """Answers per training user: N where another round follows, else the one that is the user's knowledge."""
+        following = {"zero_shot", *(f"round_{k}" for k in range(1, self.cfg.policy.rounds))}
+        return self.cfg.pairs.samples if state in following and self.cfg.policy.rounds > 0 else 1
+
+    # --- texts --------------------------------------------------------------------------------------------------------
+
+    def answers(self, state: str) -> pl.DataFrame:
+        """The LLM's answers in this state: N per training user, one per other user. Sample 0 is the user's knowledge.
+
+        Returns:
+            user, sample, text, tokens, finish, split; by user and sample.
+        """
+        groups = [("train", self.splits.train), ("validation", self.splits.validation), ("test", self.splits.test)]
+        rows = sorted((int(u), name) for name, users in groups for u in users)
+        samples = self.samples_of(state)
+        counts = [samples if name == "train" else 1 for _, name in rows]
+
+        def build(work: Path) -> dict[str, Any]:
+            with step(f"{state}: the LLM writes", sum(counts), "answers") as progress:
+                given = self.llm.answers(self.ground.prompts.users([u for u, _ in rows]), counts, progress=progress)
+            table = pl.DataFrame(
+                [
+                    {"user": user, "sample": j, "text": a.text, "tokens": a.tokens, "finish": a.finish, "split": name}
+                    for (user, name), answers in zip(rows, given, strict=True)
+                    for j, a in enumerate(answers)
+                ]
+            )
+            table.write_parquet(work / "answers.parquet")
+            return {"answers": len(table), "tokens": int(table["tokens"].sum())}
+
+        key = {
+            "prompt": plain(self.cfg.prompt),
+            "llm": {k: v for k, v in plain(self.cfg.llm).items() if k != "batch_size"},
+            "samples": samples,
+            "seed": self.cfg.seed,
+        }
+        folder = self.stage(f"{state}/answers", build, key, "split", *self._policy_of(state))
+        return self.table(f"{state}/answers", folder, "answers.parquet")
+
+    def _policy_of(self, state: str) -> tuple[str, ...]:
+        return () if state == "zero_shot" else (f"{state}/policy",)
+
+    def vectors(self, state: str) -> dict[str, Tensor]:
+        """Encoded answers of a state.
+
+        Returns:
+            "answer" and, where the configuration asks for it, "kar" (history and answer as one text): [answers, width].
+        """
+        answers = self.answers(state)
+        wanted = {self.cfg.knowledge.encode, *self.cfg.evaluation.inputs}
+        kinds = [k for k, asked in (("answer", wanted & {"answer", "both"}), ("kar", "kar" in wanted)) if asked]
+
+        def build(work: Path) -> dict[str, Any]:
+            texts = {
+                "answer": answers["text"].to_list(),
+                "kar": [f"{self.ground.prompts.history_text(u)} {t}" for u, t in answers.select("user", "text").rows()],
+            }
+            with step(f"{state}: encoding", len(kinds) * answers["text"].n_unique(), "texts") as progress:
+                encoded = {k: self.ground.encoder.encode(texts[k], cut=k == "kar", progress=progress) for k in kinds}
+            save_file(encoded, work / "vectors.safetensors")
+            return {"texts": len(answers)}
+
+        key = {"encoder": self.ground.encoder_key, "kinds": kinds}
+        return load_file(self.stage(f"{state}/vectors", build, key, f"{state}/answers") / "vectors.safetensors")
+
+    def user_vectors(self, state: str, encode: str, *, shuffle: bool = False) -> Tensor:
+        """The users' knowledge in a state: [U, width], zero for users outside this split.
+
+        Args:
+            state: Whose answers.
+            encode: "answer", "kar", or "both": history and answer vectors side by side.
+            shuffle: Give every user the answer of another one (with "both", beside the user's own history).
+        """
+        answers, vectors = self.answers(state), self.vectors(state)
+        first = (answers["sample"] == 0).to_torch().nonzero().squeeze(1)
+        users = answers["user"].to_torch().long()[first]
+        source = first
+        if shuffle:  # a random cycle: nobody keeps the own answer
+            order = torch.randperm(len(first), generator=torch.Generator().manual_seed(self.cfg.seed))
+            source = first.clone()
+            source[order] = first[order.roll(1)]
+        vectors = {kind: v[source] for kind, v in vectors.items()}
+        chosen = self._answer_vectors(vectors, answers[first.tolist()], encode)
+        matrix = torch.zeros(self.ground.data.n_users, chosen.shape[1])
+        matrix[users] = chosen
+        return matrix
+
+    def _answer_vectors(self, vectors: dict[str, Tensor], answers: pl.DataFrame, encode: str) -> Tensor:
+        if encode != "both":
+            return vectors[encode]
+        users = answers["user"].to_torch().long()
+        return torch.cat([self.ground.history_vectors[users], vectors["answer"]], dim=1)
+
+    # --- rewards ------------------------------------------------------------------------------------------------------
+
+    def reward_model(self, state: str) -> CrossFit:
+        """The reranker that scores answers, trained with the knowledge of a state, cross-fitted over user folds."""
+        if state in self._reward_models:
+            return self._reward_models[state]
+        reward = self.cfg.reward
+        vectors = self.user_vectors(state, self.cfg.knowledge.encode)
+        if state != "zero_shot":  # refresh: train on each training user's best answer
+            vectors = self._best_vectors(state, vectors)
+
+        def build(work: Path) -> dict[str, Any]:
+            with step(f"{state}: training the reward reranker", reward.folds, "folds") as progress:
+                fitted = cross_fit(
+                    lists=self.ground.lists,
+                    train_users=self.splits.train,
+                    validation_users=self.splits.validation,
+                    folds=reward.folds,
+                    seed=self.cfg.seed,
+                    **self.ground.reranker_arguments(selection=None if len(self.splits.validation) else "last"),
+                    user_vectors=vectors,
+                    item_vectors=self.ground.item_vectors,
+                )
+                progress(reward.folds)
+            for number, one in enumerate(fitted.fitted):
+                save_reranker(one, work / f"fold_{number}")
+            save_file({"fold_of": fitted.fold_of, "user_vectors": vectors}, work / "folds.safetensors")
+            return {"folds": reward.folds, "best": [round(f.best_value, 4) for f in fitted.fitted]}
+
+        key = {"reranker": plain(self.cfg.reranker), "folds": reward.folds, "encode": self.cfg.knowledge.encode}
+        previous = (f"{state}/rewards",) if state != "zero_shot" else ()
+        folder = self.stage(f"{state}/reward_model", build, key, "/knowledge", f"{state}/vectors", *previous)
+        saved = load_file(folder / "folds.safetensors")
+        fitted = [
+            load_reranker(folder / f"fold_{n}", user_vectors=saved["user_vectors"], item_vectors=self.ground.item_vectors)
+            for n in range(reward.folds)
+        ]
+        self._reward_models[state] = CrossFit(fitted, saved["fold_of"])
+        return self._reward_models[state]
+
+    def _best_vectors(self, state: str, vectors: Tensor) -> Tensor:
+        """The knowledge with every training user's vector replaced by that of the best-rewarded answer."""
+        table = self.answers(state).with_row_index("row").join(self.rewards(state), on=["user", "sample"], how="inner")
+        best = table.sort("user", "reward", "sample", descending=[False, True, False]).unique("user", keep="first")
+        every = self._answer_vectors(self.vectors(state), self.answers(state), self.cfg.knowledge.encode)
+        vectors = vectors.clone()
+        vectors[best["user"].to_torch().long()] = every[best["row"].to_torch().long()]
+        return vectors
+
+    def judge_of(self, state: str) -> str:
+        """The state whose knowledge the reward model was trained with: the first one, unless it is refreshed."""
+        if not self.cfg.reward.refresh or not state.startswith("round_"):
+            return "zero_shot"
+        k = int(state.removeprefix("round_"))
+        return "zero_shot" if k == 1 else f"round_{k - 1}"
+
+    def rewards(self, state: str) -> pl.DataFrame:
+        """Rewards of the answers to training and validation users; test users are not looked at.
+
+        Returns:
+            user, sample, text, tokens, split, reward; users without a candidate list left out.
+        """
+        answers = self.answers(state)
+        judge = self.judge_of(state)
+        model = self.reward_model(judge)
+
+        def build(work: Path) -> dict[str, Any]:
+            table = answers.with_row_index("row").filter(pl.col("split") != "test")
+            users = table["user"].to_torch().long()
+            vectors = self._answer_vectors(self.vectors(state), answers, self.cfg.knowledge.encode)
+            reward = self.cfg.reward
+            with step(f"{state}: scoring", len(table), "answers") as progress:
+                values = model.answer_rewards(
+                    self.ground.lists,
+                    vectors[table["row"].to_torch().long()],
+                    users,
+                    reward=reward.metric,
+                    k=reward.k,
+                    convention=reward.convention,
+                )
+                progress(len(table))
+            table = table.with_columns(pl.Series("reward", values.numpy())).drop("row", "finish")
+            table = table.filter(pl.col("reward").is_not_nan())
+            table.write_parquet(work / "rewards.parquet")
+            return {"answers": len(table), "mean": table["reward"].mean()}
+
+        key = {"reward": {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}}
+        folder = self.stage(f"{state}/rewards", build, key, f"{state}/vectors", f"{judge}/reward_model")
+        return self.table(f"{state}/rewards", folder, "rewards.parquet")
+
+    def pairs(self, state: str, rule: str) -> pl.DataFrame:
+        """Preference pairs of the training users from the rewarded answers of a state.
+
+        Returns:
+            TRL's conversational form: prompt, chosen, rejected, chosen_reward, rejected_reward, user_id.
+        """
+        rewards = self.rewards(state).filter(pl.col("split") == "train")
+        wanted = self.cfg.pairs
+
+        def build(work: Path) -> dict[str, Any]:
+            pairs, counts = make_pairs(
+                rewards, rule=rule, min_gap=wanted.min_gap, max_pairs=wanted.max_pairs, seed=self.cfg.seed
+            )
+            users = pairs["user"].to_list()
+            prompts: list[Messages] = self.ground.prompts.users(users)
+            ids = self.ground.data.users["user_id"].gather(users).to_list()
+            conversational(pairs, prompts, ids).write_parquet(work / "pairs.parquet")
+            (work / "counts.json").write_text(json.dumps(counts))
+            return counts
+
+        key = {"min_gap": wanted.min_gap, "max_pairs": wanted.max_pairs, "rule": rule}
+        folder = self.stage(f"{state}/pairs_{rule}", build, key, f"{state}/rewards")
+        return self.table(f"{state}/pairs_{rule}", folder, "pairs.parquet")
+
+    # --- the tuned policy ---------------------------------------------------------------------------------------------
+
+    def keep_policy(self, state: str, before: str, rule: str, settings: Any, build: Build) -> Path:
+        """The adapter of a state and how its training went."""
+        key = {"policy": plain(settings), "precision": self.cfg.trainer.precision, "seed": self.cfg.seed}
+        return self.stage(f"{state}/policy", build, key, f"{before}/pairs_{rule}")
+
+    def keep_divergence(self, state: str, build: Build) -> float | None:
+        """KL(policy || untrained model) per answer."""
+        folder = self.stage(f"{state}/divergence", build, {}, f"{state}/answers")
+        return json.loads((folder / "divergence.json").read_text())["kl"]
+
+    # --- rows of the result table ---------------------------------------------------------------------------------------
+
+    def evaluate_row(self, name: str, *, user: Tensor | None, item: Tensor | None, after: tuple[str, ...]) -> pl.DataFrame:
+        """Train the reranker with this knowledge, once per seed, and measure it on validation and test users.
+
+        Args:
+            name: Row of the result table.
+            user: [U, width] user knowledge, or None.
+            item: [n_items + 1, width] item knowledge, or None.
+            after: Stages the knowledge was made in.
+
+        Returns:
+            Per-list metrics: row, reranker, seed, fold, split, user, list and one column per metric and convention.
+        """
+        seeds = range(self.cfg.evaluation.seeds)
+
+        def build(work: Path) -> dict[str, Any]:
+            frames, values = [], []
+            with step(f"{name}: training the reranker", len(seeds), "seeds") as progress:
+                for seed in seeds:
+                    fitted = fit_reranker(
+                        lists=self.ground.lists,
+                        train_users=self.splits.train,
+                        validation_users=self.splits.validation,
+                        test_users=self.splits.test,
+                        user_vectors=user,
+                        item_vectors=item,
+                        seed=self.cfg.seed + 1000 * seed,
+                        **self.ground.reranker_arguments(selection=self.cfg.evaluation.selection),
+                    )
+                    frames.append(self._measure(name, seed, fitted.module))
+                    values.append({"epoch": fitted.best_epoch, "value": round(fitted.best_value, 5)})
+                    if seed == 0:
+                        save_reranker(fitted, work / "reranker")
+                        given = {"user": user, "item": item}
+                        save_file({k: v for k, v in given.items() if v is not None}, work / "knowledge.safetensors")
+                    progress(1)
+            pl.concat(frames).write_parquet(work / "metrics.parquet")
+            return {"chosen": values}
+
+        evaluation = plain(self.cfg.evaluation)
+        key = {
+            "reranker": plain(self.cfg.reranker),
+            "evaluation": {k: evaluation[k] for k in ("seeds", "ks", "selection")},
+            "seed": self.cfg.seed,
+        }
+        folder = self.stage(f"rows/{name}", build, key, "split", "/knowledge", *after)
+        return self.table(f"rows/{name}", folder, "metrics.parquet")
+
+    def _measure(self, name: str, seed: int, module: Any) -> pl.DataFrame:
+        frames = []
+        for split in ("validation", "test"):
+            index = self.ground.lists.of_users(getattr(self.splits, split))
+            if not len(index):
+                continue
+            logits = score_lists(module, self.ground.lists, index)
+            labels, mask = self.ground.lists.labels[index], self.ground.lists.items[index] > 0
+            columns: dict[str, Any] = {
+                "user": self.ground.lists.user[index].numpy(),
+                "list": index.numpy(),
+            }
+            for convention in CONVENTIONS:
+                measured = ranking_metrics(logits, labels, mask, list(self.cfg.evaluation.ks), convention)
+                columns.update(
+                    {f"{m}|{convention}": v.numpy() for m, v in measured.items() if m.split("@")[0] in METRICS}
+                )
+            about = {"row": name, "reranker": self.cfg.reranker.architecture, "seed": seed, "fold": self.fold, "split": split}
+            frames.append(pl.DataFrame(columns).select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]))
+        return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
+
+    # --- what a state amounts to --------------------------------------------------------------------------------------
+
+    def summary(self, state: str) -> dict[str, Any]:
+        """A state in numbers, read from its stages alone, so that a resumed run tells the same as an undisturbed one."""
+        rewards = self.rewards(state)
+        train, held_out = (rewards.filter(pl.col("split") == name) for name in ("train", "validation"))
+        judged = mean_over_users(held_out.filter(pl.col("sample") == 0)["reward"].to_numpy().astype("float64"))
+        answers = self.answers(state)
+        found: dict[str, Any] = {
+            "name": state,
+            "heldout_reward": {"mean": judged.mean, "ci95": [judged.low, judged.high], "n": judged.n},
+            "train_reward_mean": train["reward"].mean(),
+            "answer_tokens_mean": answers["tokens"].mean(),
+            "cut_rate": float((answers["finish"] == "length").mean() or 0.0),
+            "unique_answer_rate": answers["text"].n_unique() / max(len(answers), 1),
+            "distinct_2": distinct_n(answers.filter(pl.col("sample") == 0)["text"].to_list(), 2),
+            "reward_length_correlation": within_user_correlation(train, "reward", "tokens"),
+        }
+        if self.samples_of(state) > 1:
+            self.pairs(state, "best_worst")
+            found.update(json.loads((self.run.stage(self.name(f"{state}/pairs_best_worst")) / "counts.json").read_text()))
+        policy = self.run.stage(self.name(f"{state}/policy"))
+        if state != "zero_shot" and (policy / "training.json").is_file():
+            found["train"] = json.loads((policy / "training.json").read_text())
+            found["train"] |= json.loads((self.run.stage(self.name(f"{state}/divergence")) / "divergence.json").read_text())
+        return found
+
+
+def distinct_n(texts: list[str], n: int) -> float:
+    """Distinct n-grams of words divided by all n-grams over the texts: low when a policy collapses to a few phrases.
+
+    >>> distinct_n(["a b c", "a b d"], 2)
+    0.75
+    """
+    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def within_user_correlation(table: pl.DataFrame, a: str, b: str) -> float | None:
+    """Pearson correlation of two columns after each user's mean is taken off: does the reward pay for length?"""
+    centred = table.select((pl.col(c).cast(pl.Float64) - pl.col(c).mean().over("user")).alias(c) for c in (a, b))
+    if len(centred) < 3 or not centred[a].std() or not centred[b].std():
+        return None
+    return float(centred.select(pl.corr(a, b)).item())

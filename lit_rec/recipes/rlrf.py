@@ -1,0 +1,194 @@
+"""RLRF4Rec (arXiv 2410.05939), top to bottom as in the paper's algorithm, with the controls that test its claim.
+
+    knowledge of every user and item from the base LLM -> vectors
+    reward model <- the reranker, trained with that knowledge
+    for round t = 1..T: sample N answers per training user, score each with the reranker, best against worst, DPO on LoRA
+    knowledge of every user from the tuned LLM -> the final reranker -> test
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import polars as pl
+import torch
+from omegaconf import DictConfig
+
+from callbacks.evaluation import RoundEvaluation, log_state
+from callbacks.preferences import PreferenceRounds
+from callbacks.progress import EpochProgress
+from callbacks.rounds import RoundCallback
+from lit_rec.config import instantiate
+from lit_rec.errors import UserError
+from lit_rec.llm.loading import native_bf16
+from lit_rec.policy.dpo import DPOPolicy
+from lit_rec.policy.pairs import PreferenceDataModule
+from lit_rec.recipes.ground import Ground
+from lit_rec.recipes.loop import Loop
+from lit_rec.rerankers.training import quiet
+from lit_rec.run.folder import RunFolder
+
+
+def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, list[Loop]]:
+    """Run the whole recipe, or what is left of it.
+
+    Args:
+        cfg: The configuration.
+        run: The run folder.
+
+    Returns:
+        Per-list metrics of every row and fold, and the loops they came from.
+    """
+    torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
+    ground = Ground(cfg, run)
+    folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
+    frames, loops = [], []
+    for fold in folds:
+        loop = Loop(ground, ground.keep_split(fold), fold)
+        frames.append(run_split(loop))
+        loops.append(loop)
+    return pl.concat(frames), loops
+
+
+def run_split(loop: Loop) -> pl.DataFrame:
+    """Everything on one split: the loop of the paper, then the rows of the result table."""
+    cfg = loop.cfg
+    controls = cfg.evaluation.controls
+    if not uses_llm(cfg):
+        return evaluate(loop, [])
+    loop.answers("zero_shot")
+    loop.vectors("zero_shot")
+    states = ["zero_shot"] if controls.zero_shot or controls.shuffled else []
+    if cfg.policy.rounds > 0:
+        loop.rewards("zero_shot")
+        log_state(loop, "zero_shot", 0)
+        if controls.random_pairs:
+            states += tune(loop, "random_pairs", rule="random", rounds=1)
+        if controls.best_of_n:
+            states += tune(loop, "best_of_n", rule="best_worst", rounds=1, loss="sft")
+        tuned = tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds)
+        states += tuned if cfg.evaluation.rounds else tuned[-1:]
+    return evaluate(loop, states)
+
+
+def uses_llm(cfg: DictConfig) -> bool:
+    """Whether any row needs a text by the LLM."""
+    controls = cfg.evaluation.controls
+    return cfg.policy.rounds > 0 or controls.zero_shot or controls.shuffled
+
+
+def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = None) -> list[str]:
+    """Preference optimisation over all rounds, in ONE Trainer.fit; callbacks work between the rounds.
+
+    Args:
+        loop: The split.
+        name: "round", or the name of a control.
+        rule: How rewards become pairs.
+        rounds: Number of rounds.
+        loss: Another preference loss than the configuration's.
+
+    Returns:
+        The states this made, in order.
+    """
+    cfg = loop.cfg
+    settings = cfg.policy.copy()
+    settings.loss = loss or settings.loss
+    checkpoint = loop.run.path / "checkpoints" / f"fold_{loop.fold}_{name}.ckpt"
+    outer = RoundCallback(loop, name, rounds, settings.epochs, checkpoint)
+    states = [outer.state_of(k) for k in range(1, rounds + 1)]
+    if loop.run.done(loop.name(f"{states[-1]}/divergence")):
+        revisit(loop, outer, rule, settings)
+        return states
+    loop.llm.reset_adapter()
+    policy = DPOPolicy(loop.llm, settings)
+    data = PreferenceDataModule(
+        loop.llm.tokenizer,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        max_length=settings.max_length,
+        seed=cfg.seed,
+    )
+    extra = [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
+    with quiet():
+        trainer = L.Trainer(
+            accelerator="gpu" if loop.ground.device.startswith("cuda") else "cpu",
+            devices=cfg.trainer.devices,
+            precision=precision(cfg, loop.ground.device),
+            max_epochs=rounds * settings.epochs,
+            reload_dataloaders_every_n_epochs=1,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.gradient_clip,
+            callbacks=[PreferenceRounds(rule), RoundEvaluation(rule), EpochProgress(name), *extra, outer],
+            logger=loop.board(name),
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+        )
+        resume = {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
+        trainer.fit(policy, datamodule=data, **resume)
+    return states
+
+
+def revisit(loop: Loop, outer: RoundCallback, rule: str, settings: Any) -> None:
+    """Visit the finished stages of a policy again: each checks that it was made from this configuration."""
+
+    def never(work: Path) -> None:
+        raise AssertionError("a finished stage is not built again")
+
+    for number in range(1, outer.rounds + 1):
+        before, state = outer.state_of(number - 1), outer.state_of(number)
+        loop.pairs(before, rule)
+        loop.keep_policy(state, before, rule, settings, never)
+        loop.rewards(state)
+        loop.keep_divergence(state, never)
+
+
+def precision(cfg: DictConfig, device: str) -> Any:
+    """Lightning's precision; `auto` is bf16-mixed where the processor computes in bfloat16."""
+    if cfg.trainer.precision != "auto":
+        return cfg.trainer.precision
+    return "bf16-mixed" if native_bf16(device) else "32-true"
+
+
+def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
+    """Every row of the result table: the controls of METHODS 1.9, then one row per state of the LLM and knowledge input."""
+    controls, main = loop.cfg.evaluation.controls, loop.cfg.knowledge.encode
+    inputs = [main, *(i for i in loop.cfg.evaluation.inputs if i != main)]
+    items = loop.ground.item_vectors if needs_encoder(loop.cfg) else None
+    frames = []
+    if controls.no_knowledge:
+        frames.append(loop.evaluate_row("no_knowledge", user=None, item=None, after=()))
+    if controls.item_only:
+        frames.append(loop.evaluate_row("item_only", user=None, item=items, after=()))
+    if controls.history_only:
+        frames.append(loop.evaluate_row("history_only", user=loop.ground.history_vectors, item=items, after=()))
+    if controls.shuffled:
+        for kind in inputs:
+            frames.append(_row(loop, "shuffled", "zero_shot", kind, main, shuffle=True))
+    for state in states:
+        if state == "zero_shot" and not controls.zero_shot:
+            continue
+        for kind in inputs:
+            frames.append(_row(loop, state, state, kind, main))
+    if not frames:
+        raise UserError(
+            "nothing to evaluate: every control is off and there is no round",
+            where="config key evaluation.controls",
+            fix="switch a control on, or set policy.rounds above 0",
+        )
+    return pl.concat(frames)
+
+
+def needs_encoder(cfg: DictConfig) -> bool:
+    """Whether any row uses text vectors."""
+    controls = cfg.evaluation.controls
+    return controls.item_only or controls.history_only or uses_llm(cfg)
+
+
+def _row(loop: Loop, name: str, state: str, kind: str, main: str, *, shuffle: bool = False) -> pl.DataFrame:
+    """One row: the knowledge of a state in one of its encodings, given to each user or to somebody else."""
+    vectors = loop.user_vectors(state, kind, shuffle=shuffle)
+    row = name if kind == main else f"{name}_{kind}"
+    return loop.evaluate_row(row, user=vectors, item=loop.ground.item_vectors, after=(f"{state}/vectors",))

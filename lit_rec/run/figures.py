@@ -1,0 +1,218 @@
+"""The report's pictures: matplotlib figures as inline SVG that takes its colours from the page.
+
+Figures are drawn small (some 5 inches wide) so that they stay legible on a phone, transparent, and in placeholder
+colours that are exchanged for CSS variables: light and dark are then the style sheet's business alone.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+import polars as pl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from lit_rec.run.comparisons import Headline, family, row_order
+
+INK, MUTED, GRID, ACCENT, SECOND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--line)",
+    ACCENT: "var(--accent)",
+    SECOND: "var(--second)",
+    PAPER: "var(--card)",
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: the page's font, selectable, small
+    "svg.hashsalt": "lit_rec",
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+_POINTS = 900  # of the scatter: more is ink, not information
+
+
+@contextmanager
+def _figure(height: float, width: float = 5.2) -> Iterator[tuple[Figure, list[Markup]]]:
+    """Give a figure to draw on; its SVG is in the list when the block ends."""
+    drawn: list[Markup] = []
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, drawn
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn.append(_inline(buffer.getvalue()))
+
+
+def _inline(svg: str) -> Markup:
+    """Cut the file down to what may stand in a page, and hand its colours to the style sheet.
+
+    matplotlib escapes the texts it was given, which is why the result may be trusted.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    for placeholder, variable in _VARIABLES.items():
+        svg = svg.replace(placeholder, variable)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    return Markup(svg.replace("<svg", '<svg role="img"', 1))
+
+
+def rows_figure(
+    rows: Sequence[Mapping[str, Any]], seed_means: Mapping[str, Sequence[float]], headline: Headline
+) -> Markup | None:
+    """Draw one reranker's rows as dots with 95% intervals, the raw history as the line to pass.
+
+    Args:
+        rows: result rows of one reranker and metric.
+        seed_means: row -> the mean of every seed.
+        headline: names the axis.
+    """
+    shown = [r for r in sorted(rows, key=lambda r: row_order(r["row"])) if r["mean"] is not None]
+    if not shown:
+        return None
+    with _figure(0.9 + 0.27 * len(shown)) as (figure, drawn):
+        axes = figure.subplots()
+        bar = next((r["mean"] for r in shown if r["row"] == "history_only"), None)
+        if bar is not None:
+            axes.axvline(bar, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        for y, row in enumerate(shown):
+            colour = {"round": ACCENT, "zero_shot": SECOND}.get(family(row["row"]), MUTED)
+            low, high = row["ci95"]
+            if low is not None:
+                axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
+            means = seed_means.get(row["row"], ())
+            if len(means) > 1:
+                axes.plot(means, [y + 0.27] * len(means), "|", color=colour, markersize=5, alpha=0.7)
+            axes.plot([row["mean"]], [y], "o", color=colour, markersize=6, zorder=3)
+        axes.set_yticks(range(len(shown)), [r["row"] for r in shown])
+        axes.set_ylim(len(shown) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+        axes.set_xlabel(f"{headline.label()}, {headline.convention}, {headline.unit} mean")
+    return drawn[0]
+
+
+def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Draw held-out reward and validation metrics over rounds, with intervals, one panel each."""
+    states = [s for s in states if not s.get("name")]
+    series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for state in states:
+        entries = {"reward on held-out users": state.get("heldout_reward")}
+        entries |= {f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()}
+        for name, value in entries.items():
+            if value and value.get("mean") is not None:
+                series.setdefault(name, []).append((state["round"], value))
+    if not series:
+        return None
+    panels = list(series.items())[:3]
+    with _figure(1.7 * len(panels) + 0.3) as (figure, drawn):
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, values), colour in zip(grid, panels, (ACCENT, SECOND, MUTED), strict=False):
+            x = [k for k, _ in values]
+            for k, value in values:
+                low, high = value.get("ci95") or (None, None)
+                if low is not None and high is not None:
+                    axes.plot([k, k], [low, high], color=colour, linewidth=2, solid_capstyle="round")
+            axes.plot(x, [v["mean"] for _, v in values], "o-", color=colour, linewidth=1.3, markersize=5)
+            axes.set_title(name, loc="left", fontsize=10)
+            axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+            axes.grid(axis="x", visible=False)
+            axes.margins(x=0.08)
+        rounds = sorted({k for _, values in panels for k, _ in values})
+        grid[-1].set_xticks(rounds, ["zero-shot" if k == 0 else f"round {k}" for k in rounds])
+    return drawn[0]
+
+
+def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
+    """Draw the distribution of rewards of every round's answers, one histogram above the other."""
+    known = rewards.filter(pl.col("reward").is_finite())
+    if known.is_empty():
+        return None
+    rounds = sorted(known["round"].unique())
+    low, high = float(known["reward"].min()), float(known["reward"].max())  # type: ignore[arg-type]
+    edges = np.linspace(low, high if high > low else low + 1e-6, 41)
+    with _figure(0.85 * len(rounds) + 0.6) as (figure, drawn):
+        grid = figure.subplots(len(rounds), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for axes, number in zip(grid, rounds, strict=True):
+            values = known.filter(pl.col("round") == number)["reward"].to_numpy()
+            colour = ACCENT if number else SECOND
+            axes.hist(values, bins=edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55)
+            axes.axvline(values.mean(), color=INK, linewidth=1.2)
+            axes.set_yticks([])
+            axes.grid(axis="y", visible=False)
+            axes.spines["left"].set_visible(False)
+            label = "zero-shot" if number == 0 else f"round {number}"
+            axes.set_title(f"{label}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9)
+        grid[-1].set_xlabel("reward of an answer")
+    return drawn[0]
+
+
+def length_figure(rewards: pl.DataFrame) -> Markup | None:
+    """Draw reward against answer length (a random sample), with the mean of ten equal groups of lengths."""
+    known = rewards.filter(pl.col("reward").is_finite() & pl.col("tokens").is_not_null())
+    if len(known) < 3:
+        return None
+    shown = known.sample(min(_POINTS, len(known)), seed=0)
+    with _figure(2.9) as (figure, drawn):
+        axes = figure.subplots()
+        for number in sorted(shown["round"].unique()):
+            part = shown.filter(pl.col("round") == number)
+            colour, label = (SECOND, "zero-shot") if number == 0 else (ACCENT, "after DPO" if number == 1 else "")
+            axes.plot(part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4, label=label)
+        _binned_mean(axes, known)
+        axes.set_xlabel("tokens of the answer")
+        axes.set_ylabel("reward")
+        axes.legend(loc="best", fontsize=9, ncols=3, handletextpad=0.2, columnspacing=1)
+    return drawn[0]
+
+
+def _binned_mean(axes: Axes, known: pl.DataFrame) -> None:
+    order = known.sort("tokens")
+    groups = [g for g in np.array_split(np.arange(len(order)), 10) if len(g)]
+    tokens, reward = order["tokens"].to_numpy(), order["reward"].to_numpy()
+    x, y = [tokens[g].mean() for g in groups], [reward[g].mean() for g in groups]
+    axes.plot(x, y, "-", color=PAPER, linewidth=4)  # a halo, so that the line is seen above the points
+    axes.plot(x, y, "-", color=INK, linewidth=1.8, label="mean")
+
+
+def seed_means(frames: pl.DataFrame, reranker: str, headline: Headline) -> dict[str, list[float]]:
+    """Return row -> the headline metric of every seed, counted in the headline's unit."""
+    column = headline.column()
+    mine = frames.filter(
+        pl.col("reranker") == reranker, pl.col("split") == headline.split, pl.col(column).is_not_null()
+    )
+    if headline.unit == "user":
+        mine = mine.group_by("row", "seed", "user").agg(pl.col(column).mean())
+    found: dict[str, list[float]] = {}
+    for row, _, mean in mine.group_by("row", "seed").agg(pl.col(column).mean()).sort("row", "seed").rows():
+        found.setdefault(row, []).append(mean)
+    return found
+
+

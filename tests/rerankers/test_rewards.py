@@ -1,0 +1,138 @@
+"""Rewards of answers: the same as evaluating the reranker once per answer, and never by one that saw the user."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_rec.errors import UserError
+from lit_rec.metrics.ranking import ranking_metrics
+from lit_rec.rerankers.losses import list_log_likelihood
+from lit_rec.rerankers.module import RerankerModule
+from lit_rec.rerankers.rewards import CrossFit, answer_rewards, cross_fit, score_lists
+from lit_rec.rerankers.training import batch_of, fit_reranker
+from tests.rerankers.conftest import World, fit_arguments
+
+
+def fit(world: World, architecture: str = "dlcm", **arguments: Any) -> RerankerModule:
+    every = fit_arguments(world) | {"max_epochs": 1} | arguments
+    return fit_reranker(train_users=world.train, architecture=architecture, **every).module
+
+
+def answers(world: World, many: int = 17) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(many, 8, generator=generator), torch.randint(0, 200, (many,), generator=generator)
+
+
+@pytest.mark.parametrize("architecture", ["dlcm", "prm", "mir"])
+def test_scores_equal_the_forward_pass(world: World, architecture: str) -> None:
+    module = fit(world, architecture)
+    index = torch.randperm(300)[:100]
+    with torch.no_grad():
+        expected = module(batch_of(world.lists, index, history=True))
+    torch.testing.assert_close(score_lists(module, world.lists, index, batch_size=33), expected)
+    assert score_lists(module, world.lists, index[:0]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("architecture", ["dlcm", "mir"])
+@pytest.mark.parametrize("reward", ["ndcg", "map", "soft"])
+def test_one_pass_equals_an_evaluation_per_answer(world: World, architecture: str, reward: str) -> None:
+    module = fit(world, architecture)
+    vectors, owner = answers(world)
+    expected = []
+    original = module.knowledge.user_vectors.clone()
+    for vector, user in zip(vectors, owner, strict=True):
+        module.knowledge.user_vectors = vector.expand_as(original).clone()
+        index = world.lists.of_users(user[None])
+        labels, mask = world.lists.labels[index], world.lists.items[index] > 0
+        logits = score_lists(module, world.lists, index)
+        if reward == "soft":
+            expected.append(list_log_likelihood(logits, labels, mask).mean())
+        else:
+            expected.append(ranking_metrics(logits, labels, mask, (3,), "standard")[f"{reward}@3"].mean())
+    module.knowledge.user_vectors = original
+    module.train()
+    for batch_size in (7, 8192):
+        rewards = answer_rewards(
+            module, world.lists, vectors, owner, reward=reward, k=3, batch_size=batch_size
+        )
+        torch.testing.assert_close(rewards, torch.stack(expected), atol=1e-6, rtol=0)
+    assert module.training
+
+
+def test_a_user_without_lists_has_no_reward(world: World) -> None:
+    lists = type(world.lists)(
+        *(getattr(world.lists, name)[6:] for name in ("user", "items", "labels")),
+        world.lists.history_items,
+        world.lists.history_ratings,
+        {},
+    )
+    rewards = answer_rewards(fit(world), lists, torch.randn(3, 8), torch.tensor([1, 0, 1]))
+    assert rewards.isnan().tolist() == [False, True, False]
+
+
+def test_soft_rewards_break_ties(world: World) -> None:
+    module = fit(world)
+    vectors, owner = torch.randn(200, 8), torch.zeros(200, dtype=torch.int64)
+    hard = answer_rewards(module, world.lists, vectors, owner)
+    soft = answer_rewards(module, world.lists, vectors, owner, reward="soft")
+    assert len(soft.unique()) > len(hard.unique())
+    assert torch.corrcoef(torch.stack([hard, soft]))[0, 1] > 0.5
+
+
+def test_the_right_answer_is_rewarded(world: World) -> None:
+    module = fit(world, max_epochs=6)
+    users = world.validation
+    right = answer_rewards(module, world.lists, world.user_vectors[users], users)
+    wrong = answer_rewards(module, world.lists, world.user_vectors[users].roll(1, 0), users)
+    assert right.mean() > wrong.mean() + 0.1
+
+
+def test_mistakes_are_explained(world: World) -> None:
+    vectors, owner = answers(world)
+    with pytest.raises(UserError, match="reads no user knowledge"):
+        answer_rewards(fit(world, user_vectors=None), world.lists, vectors, owner)
+    with pytest.raises(UserError, match=r"need vectors \[17, 8\]"):
+        answer_rewards(fit(world), world.lists, vectors[:, :4], owner)
+    with pytest.raises(UserError, match="no reward 'auc'"):
+        answer_rewards(fit(world), world.lists, vectors, owner, reward="auc")  # type: ignore[arg-type]
+
+
+def test_a_user_is_judged_by_a_reranker_that_never_saw_him(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, set[int]] = {}
+    original = RerankerModule.training_step
+
+    def spy(self: RerankerModule, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        seen.setdefault(id(self), set()).update(batch["user"].tolist())
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(RerankerModule, "training_step", spy)
+    fitted = cross_fit(train_users=world.train, folds=3, **fit_arguments(world) | {"max_epochs": 1})
+    trained = [seen[id(one.module)] for one in fitted.fitted]
+    assert set.union(*trained) == set(world.train.tolist())
+    for user, judge in zip(world.train.tolist(), fitted.reranker_of(world.train).tolist(), strict=True):
+        assert user not in trained[judge]
+        assert sum(user in users for users in trained) == 2
+    assert not set(world.validation.tolist()) & set.union(*trained)
+
+    vectors, owner = answers(world, 40)
+    rewards = fitted.answer_rewards(world.lists, vectors, owner, reward="soft")
+    for one, user, reward in zip(vectors, owner, rewards, strict=True):
+        module = fitted.fitted[int(fitted.reranker_of(user[None]))].module
+        expected = answer_rewards(module, world.lists, one[None], user[None], reward="soft")
+        torch.testing.assert_close(reward[None], expected, atol=1e-6, rtol=0)
+
+    fitted.save(tmp_path)
+    loaded = CrossFit.load(tmp_path, user_vectors=world.user_vectors, item_vectors=world.item_vectors)
+    torch.testing.assert_close(loaded.answer_rewards(world.lists, vectors, owner, reward="soft"), rewards)
+
+
+def test_one_fold_is_the_papers_way(world: World) -> None:
+    fitted = cross_fit(train_users=world.train, folds=1, **fit_arguments(world) | {"max_epochs": 1})
+    assert fitted.reranker_of(torch.arange(200)).eq(0).all()
+    with pytest.raises(UserError, match="cannot make 300 folds"):
+        cross_fit(train_users=world.train, folds=300, **fit_arguments(world))
