@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from lit_rec.run.statistics import RESAMPLES, Difference, holm, table_difference, user_table
+from lit_rec.run.statistics import PAIRED_RESAMPLES, Difference, holm, table_differences, user_table
 
 VARIANTS = ("both", "kar")  # how the answer reaches the reranker: with the history's vector, or as KAR does
 LEVEL = 0.05
@@ -42,6 +42,10 @@ class Headline:
         """Return how a metric is written for people: `NDCG@5`."""
         return f"{(metric or self.metric).upper()}@{self.k}"
 
+    def full_label(self, metric: str = "") -> str:
+        """Return a metric with its convention and unit: `NDCG@5 (kar, user mean)`."""
+        return f"{self.label(metric)} ({self.convention}, {self.unit} mean)"
+
     @property
     def counting(self) -> str:
         """The convention and the unit in words."""
@@ -67,7 +71,7 @@ class Comparison:
 def choose_headline(
     frames: pl.DataFrame, *, k: int = 5, convention: str = "kar", unit: str = "user", split: str = "test"
 ) -> Headline:
-    """Return the headline nearest to what is asked, of the cut-offs, conventions and splits the frames hold."""
+    """Return the headline nearest to what is asked, among what the frames hold."""
     measured = [m for m in (re.fullmatch(r"ndcg@(\d+)\|(\w+)", c) for c in frames.columns) if m]
     if measured:
         conventions = sorted({m[2] for m in measured})
@@ -128,7 +132,11 @@ def has_to_beat(row: str, present: Sequence[str]) -> list[str]:
 
 
 def compare_rows(
-    frames: pl.DataFrame, headline: Headline | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+    frames: pl.DataFrame,
+    headline: Headline | None = None,
+    *,
+    resamples: int = PAIRED_RESAMPLES,
+    seed: int = 0,
 ) -> list[Comparison]:
     """Compare every row with the rows it has to beat, for every reranker, on the headline metric.
 
@@ -137,37 +145,44 @@ def compare_rows(
     Args:
         frames: evaluation frames, concatenated.
         headline: what is counted; None chooses it from the frames.
-        resamples: bootstrap samples per comparison.
+        resamples: bootstrap samples.
         seed: of the bootstrap.
     """
     headline = headline or choose_headline(frames)
     column = headline.column()
     if column not in frames.columns:
         return []
-    table = user_table(frames.filter(pl.col("split") == headline.split), [column])
+    chosen = frames.filter(pl.col("split") == headline.split, pl.col(column).is_not_null())
+    table = user_table(chosen, [column])
     found: list[tuple[str, str, str, Difference]] = []
     for reranker in sorted(table["reranker"].unique()):
         mine = table.filter(pl.col("reranker") == reranker)
         users = {key[0]: set(part["user"]) for key, part in mine.group_by("row")}
-        for row in sorted(users, key=row_order):
-            for other in has_to_beat(row, list(users)):
-                if users[row] & users[other]:
-                    gap = table_difference(
-                        mine, row, other, column, unit=headline.unit, resamples=resamples, seed=seed
-                    )
-                    found.append((reranker, row, other, gap))
+        pairs = [
+            (row, other)
+            for row in sorted(users, key=row_order)
+            for other in has_to_beat(row, list(users))
+            if users[row] & users[other]
+        ]
+        gaps = table_differences(mine, pairs, column, unit=headline.unit, resamples=resamples, seed=seed)
+        found += [(reranker, *pair, gap) for pair, gap in zip(pairs, gaps, strict=True)]
     corrected = holm([gap.p for *_, gap in found])
     return [Comparison(*entry, p) for entry, p in zip(found, corrected, strict=True)]
+
+
+def p_text(p: float) -> str:
+    """Write a p-value: `p = 0.034`, `p < 0.001`."""
+    if math.isnan(p):
+        return "p unknown"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def describe_difference(comparison: Comparison) -> str:
     """Write a difference with its interval and corrected p-value."""
     gap = comparison.difference
     if math.isnan(gap.low):
-        return f"{gap.mean:+.4f}, too few users ({gap.n}) for an interval"
-    return (
-        f"{gap.mean:+.4f}, 95% interval {gap.low:+.4f} to {gap.high:+.4f}, p = {comparison.p_holm:.2g} (Holm)"
-    )
+        return f"{gap.mean:+.4f}, no interval ({gap.n} {'user' if gap.n == 1 else 'users'})"
+    return f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}], {p_text(comparison.p_holm)}"
 
 
 def verdict(comparisons: Sequence[Comparison], headline: Headline) -> list[str]:
@@ -193,7 +208,7 @@ def _dpo_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) ->
     for c in mine:
         if not last or round_number(c.row) != last:
             continue
-        name = f"{headline.label()} of {c.row} against {c.against} with {reranker.upper()}"
+        name = f"with {reranker.upper()}, {c.row} against {c.against} is"
         if family(c.against) == "zero_shot":
             words = ("DPO helped", "DPO hurt", "Whether DPO helps is not shown")
         elif family(c.against) == "random_pairs":
@@ -204,7 +219,9 @@ def _dpo_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) ->
             )
         else:
             continue
-        lines.append(f"{_pick(c, words)}: {name} {describe_difference(c)}.{_limit(c)}")
+        lines.append(
+            f"{_pick(c, words)}: {name} {describe_difference(c)} in {headline.full_label()}.{_limit(c)}"
+        )
     return lines
 
 
@@ -212,19 +229,19 @@ def _text_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -
     texts = [c for c in mine if c.against == "history_only" and family(c.row) not in _CONTROLS]
     if not texts:
         return []
-    name = f"{headline.label()} with {reranker.upper()}"
+    name = f"with {reranker.upper()}: in {headline.full_label()}"
     winners = [c for c in texts if c.sure and c.difference.mean > 0]
     if winners:
         listed = "; ".join(f"{c.row} {describe_difference(c)}" for c in winners)
-        return [f"Better than the raw history (history_only), {name}: {listed}."]
+        return [f"Better than the raw history (history_only) {name}, {listed}."]
     known = [c for c in texts if math.isfinite(c.difference.mean)]
     if not known:
-        return [f"No LLM text could be compared with the raw history (history_only), {name}."]
+        return [f"No LLM text could be compared with the raw history (history_only) {name}."]
     best = max(known, key=lambda c: c.difference.mean)
     worse = sum(c.sure and c.difference.mean < 0 for c in texts)
     closing = f" {worse} of {len(texts)} are clearly worse than it." if worse else ""
     return [
-        f"No LLM text is shown to beat the raw history (history_only), {name}: the nearest is {best.row}, "
+        f"No LLM text is shown to beat the raw history (history_only) {name}, the nearest is {best.row}, "
         f"{describe_difference(best)}.{closing}"
     ]
 
@@ -239,7 +256,9 @@ def _limit(c: Comparison) -> str:
     """Say how large an effect an inconclusive comparison leaves possible."""
     if c.sure or math.isnan(c.difference.low):
         return ""
-    half = (c.difference.high - c.difference.low) / 2
-    if half == 0:
+    if c.difference.low == c.difference.high == 0:
         return " The two rows are equal for every user."
+    if c.difference.low > 0 or c.difference.high < 0:
+        return " Alone it would count; among this many comparisons it may be chance."
+    half = (c.difference.high - c.difference.low) / 2
     return f" With {c.difference.n} users, effects below about {half:.4f} cannot be told from chance here."

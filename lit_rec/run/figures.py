@@ -1,7 +1,8 @@
 """The report's pictures: matplotlib figures as inline SVG that takes its colours from the page.
 
-Figures are drawn small (some 5 inches wide) so that they stay legible on a phone, transparent, and in placeholder
-colours that are exchanged for CSS variables: light and dark are then the style sheet's business alone.
+Figures are drawn small (some 5 inches wide) so that they stay legible on a phone, transparent, and in
+placeholder colours that are exchanged for CSS variables: light and dark are then the style sheet's business
+alone.
 """
 
 import io
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 import polars as pl
 from markupsafe import Markup
@@ -57,7 +59,7 @@ _POINTS = 900  # of the scatter: more is ink, not information
 def _figure(height: float, width: float = 5.2) -> Iterator[tuple[Figure, list[Markup]]]:
     """Give a figure to draw on; its SVG is in the list when the block ends."""
     drawn: list[Markup] = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         yield figure, drawn
@@ -125,7 +127,9 @@ def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
     series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for state in states:
         entries = {"reward on held-out users": state.get("heldout_reward")}
-        entries |= {f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()}
+        entries |= {
+            f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()
+        }
         for name, value in entries.items():
             if value and value.get("mean") is not None:
                 series.setdefault(name, []).append((state["round"], value))
@@ -163,13 +167,17 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
         for axes, number in zip(grid, rounds, strict=True):
             values = known.filter(pl.col("round") == number)["reward"].to_numpy()
             colour = ACCENT if number else SECOND
-            axes.hist(values, bins=edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55)
+            axes.hist(
+                values, bins=edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55
+            )
             axes.axvline(values.mean(), color=INK, linewidth=1.2)
             axes.set_yticks([])
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
             label = "zero-shot" if number == 0 else f"round {number}"
-            axes.set_title(f"{label}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9)
+            axes.set_title(
+                f"{label}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9
+            )
         grid[-1].set_xlabel("reward of an answer")
     return drawn[0]
 
@@ -184,8 +192,12 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
         axes = figure.subplots()
         for number in sorted(shown["round"].unique()):
             part = shown.filter(pl.col("round") == number)
-            colour, label = (SECOND, "zero-shot") if number == 0 else (ACCENT, "after DPO" if number == 1 else "")
-            axes.plot(part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4, label=label)
+            colour, label = (
+                (SECOND, "zero-shot") if number == 0 else (ACCENT, "after DPO" if number == 1 else "")
+            )
+            axes.plot(
+                part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4, label=label
+            )
         _binned_mean(axes, known)
         axes.set_xlabel("tokens of the answer")
         axes.set_ylabel("reward")
@@ -214,5 +226,3 @@ def seed_means(frames: pl.DataFrame, reranker: str, headline: Headline) -> dict[
     for row, _, mean in mine.group_by("row", "seed").agg(pl.col(column).mean()).sort("row", "seed").rows():
         found.setdefault(row, []).append(mean)
     return found
-
-

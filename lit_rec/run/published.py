@@ -1,7 +1,7 @@
 """What the paper reports, to stand beside our numbers (RLRF4Rec v1, arXiv 2410.05939; METHODS 1.4).
 
-One run each, no deviation given, the epoch selected on the test users; means over LISTS under KAR's protocol and
-KAR's metric convention. They are comparable with nothing else.
+One run each, no deviation given, the epoch selected on the test users; means over LISTS under KAR's protocol
+and KAR's metric convention. They are comparable with nothing else.
 """
 
 _DATASETS = {

@@ -21,6 +21,7 @@ from lit_rec.run.comparisons import (
     Headline,
     choose_headline,
     compare_rows,
+    describe_difference,
     round_number,
     row_order,
     verdict,
@@ -74,8 +75,8 @@ def result_rows(
         seed: of the bootstrap.
 
     Returns:
-        Dictionaries with the keys of `FIELDS`; `metric` is "ndcg@5", `ci95` is [low, high] or [None, None] with
-        fewer than two users, `n` counts users or lists, `seeds` counts the seeds of a row, `published` is the
+        Dictionaries with the keys of `FIELDS`; `metric` is "ndcg@5", `ci95` is [low, high], or [None, None]
+        with fewer than two users, `n` counts users or lists, `seeds` counts the row's seeds, `published` is the
         paper's number where one is comparable (protocol and convention kar, test split, mean over lists).
     """
     metrics = metric_columns(frames)
@@ -124,7 +125,7 @@ def result_rows(
 def _list_estimates(
     groups: dict[tuple[object, ...], pl.DataFrame], metrics: Sequence[str], *, resamples: int, seed: int
 ) -> dict[tuple[tuple[object, ...], str], tuple[float, float, float]]:
-    """Bootstrap all groups with the same users at once: the draws are most of the work and serve every column."""
+    """Bootstrap all groups with the same users at once: the draws are most of the work."""
     by_users: dict[tuple[int, ...], list[tuple[tuple[object, ...], str]]] = {}
     columns: dict[tuple[tuple[object, ...], str], tuple[Array, Array]] = {}
     for key, part in groups.items():
@@ -223,9 +224,11 @@ def render_table(
     for reranker in sorted({r["reranker"] for r in main}):
         mine = [r for r in main if r["reranker"] == reranker]
         table = Table(
-            title=f"{reranker.upper()}: {headline.counting}",
+            title=Text(f"{reranker.upper()}: {headline.counting}"),
             title_justify="left",
-            caption="[low, high]: 95% interval over users. Differences are paired over users, p is Holm-corrected.",
+            caption=Text(
+                "[low, high]: 95% interval over users. Differences: paired over users, p Holm-corrected."
+            ),
             caption_justify="left",
         )
         table.add_column("row")
@@ -237,8 +240,8 @@ def render_table(
             gaps = [c for c in comparisons if (c.reranker, c.row) == (reranker, r["row"])]
             table.add_row(
                 Text(r["row"]),
-                with_interval(r),
-                with_interval(maps.get((reranker, r["row"]))),
+                Text(with_interval(r)),
+                Text(with_interval(maps.get((reranker, r["row"])))),
                 Text("\n").join(_difference_text(c) for c in gaps),
                 str(r["n"]),
             )
@@ -249,8 +252,7 @@ def render_table(
 
 
 def _difference_text(c: Comparison) -> Text:
-    gap = c.difference
-    text = Text(f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] p {c.p_holm:.3f} vs {c.against}")
+    text = Text(f"{describe_difference(c)} vs {c.against}")
     if c.sure:
-        text.stylize("green" if gap.mean > 0 else "red")
+        text.stylize("green" if c.difference.mean > 0 else "red")
     return text

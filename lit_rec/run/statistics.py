@@ -1,16 +1,17 @@
 """How sure the numbers are: intervals over users, paired differences, correction for many comparisons.
 
-The unit that was drawn at random is the user, never the list: one user's lists share a taste, and thousands of
-lists of a few hundred users are a few hundred observations. So every interval here treats users as the sample:
+The unit that was drawn at random is the user, never the list: one user's lists share a taste, and thousands
+of lists of a few hundred users are a few hundred observations. So every interval here treats users as the
+sample:
 
 - mean over users: Student's t interval of the user means (a user's mean over lists first, then over seeds);
 - mean over lists: cluster bootstrap, which redraws whole users and needs only their sums and counts;
 - paired difference of two rows: bootstrap over the users that both rows have.
 
-A bootstrap of n users is too narrow by sqrt((n - 1) / n) and knows no t quantile; its deviations are stretched for
-both (Hesterberg 2015, "What teachers should know about the bootstrap"), which matters below some fifty users. The
-intervals say how much another draw of users would move a number. They do not cover another draw of the training
-seeds: the seeds' own means are reported beside them.
+A bootstrap of n users is too narrow by sqrt((n - 1) / n) and knows no t quantile; its deviations are
+stretched for both (Hesterberg 2015, "What teachers should know about the bootstrap"), which matters below
+some fifty users. The intervals say how much another draw of users would move a number. They do not cover
+another draw of the training seeds: the seeds' own means are reported beside them.
 """
 
 import math
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 RESAMPLES = 4000
+PAIRED_RESAMPLES = 20000  # p-values must stay small enough to survive a correction for many comparisons
 _Z = NormalDist().inv_cdf(0.975)
 _CHUNK = 2_000_000  # draws held in memory at a time
 
@@ -44,7 +46,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference a - b with its 95% interval and two-sided p-value; `n` counts users with both rows."""
+    """A paired difference a - b with its 95% interval and two-sided p-value; `n` counts the users."""
 
     mean: float
     low: float
@@ -152,7 +154,7 @@ def user_table(frame: pl.DataFrame, metrics: Sequence[str]) -> pl.DataFrame:
 
     Returns:
         split, reranker, row, user (sorted by them), seeds and lists (distinct ones), and per metric `m` the
-        columns `m` (mean over the user's lists, then over seeds), `m:sum` and `m:count` (over lists and seeds).
+        columns `m` (mean over the user's lists, then seeds), `m:sum` and `m:count` (over lists and seeds).
     """
     keys = ["split", "reranker", "row", "user"]
     values = [pl.col(m).cast(pl.Float64) for m in metrics]
@@ -183,7 +185,7 @@ def paired_difference(
     reranker: str | None = None,
     split: str = "test",
     unit: str = "user",
-    resamples: int = RESAMPLES,
+    resamples: int = PAIRED_RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """Compare two rows on the users that both have: a paired bootstrap over users.
@@ -208,55 +210,83 @@ def paired_difference(
     elif chosen["reranker"].n_unique() > 1:
         raise ValueError(f"name one reranker of {sorted(chosen['reranker'].unique())}")
     table = user_table(chosen, [metric])
-    return table_difference(table, row_a, row_b, metric, unit=unit, resamples=resamples, seed=seed)
+    pair = [(row_a, row_b)]
+    return table_differences(table, pair, metric, unit=unit, resamples=resamples, seed=seed)[0]
 
 
-def table_difference(
+def table_differences(
     table: pl.DataFrame,
-    row_a: str,
-    row_b: str,
+    pairs: Sequence[tuple[str, str]],
     metric: str,
     *,
     unit: str = "user",
-    resamples: int = RESAMPLES,
+    resamples: int = PAIRED_RESAMPLES,
     seed: int = 0,
-) -> Difference:
-    """Do what `paired_difference` does, from a `user_table` of one split and one reranker.
+) -> list[Difference]:
+    """Do what `paired_difference` does for many pairs of rows; pairs with the same users share the redraws.
+
+    Args:
+        table: a `user_table` of one split and one reranker.
+        pairs: (row a, row b) each.
+        metric: a metric column, such as `ndcg@5|kar`.
+        unit: "user" or "list".
+        resamples: bootstrap samples.
+        seed: of the bootstrap.
 
     Raises:
-        ValueError: when no user has both rows, or on an unknown unit.
+        ValueError: when no user has both rows of a pair, or on an unknown unit.
     """
     if unit not in ("user", "list"):
         raise ValueError(f"unit is user or list, not {unit!r}")
-    has_value = table.filter(pl.col(metric).is_not_null())
-    a, b = (has_value.filter(pl.col("row") == row) for row in (row_a, row_b))
+    by_users: dict[tuple[int, ...], list[tuple[int, Array]]] = {}
+    for position, (row_a, row_b) in enumerate(pairs):
+        users, columns = _paired_columns(table, row_a, row_b, metric, unit)
+        by_users.setdefault(users, []).append((position, columns))
+    found: dict[int, Difference] = {}
+    for users, group in by_users.items():
+        n = len(users)
+        stacked = np.hstack([columns for _, columns in group])
+        estimates = _ratio_gaps(stacked.sum(axis=0, keepdims=True))
+        if n > 1:
+            drawn = _ratio_gaps(bootstrap(stacked, resamples=resamples, seed=seed))
+            replicates = _stretched(drawn, estimates, n)
+        else:
+            replicates = np.full((1, len(group)), np.nan)
+        for (position, _), estimate, column in zip(group, estimates[0], replicates.T, strict=True):
+            found[position] = _difference(float(estimate), column, n)
+    return [found[position] for position in range(len(pairs))]
+
+
+def _paired_columns(
+    table: pl.DataFrame, row_a: str, row_b: str, metric: str, unit: str
+) -> tuple[tuple[int, ...], Array]:
+    """Return the users of both rows, and [n, 4]: numerator and denominator of a's mean, then of b's."""
+    known = table.filter(pl.col(metric).is_not_null())
+    a, b = (known.filter(pl.col("row") == row) for row in (row_a, row_b))
     both = a.join(b, on="user", suffix=":b").sort("user")
     if both.is_empty():
         raise ValueError(f"no user has both rows {row_a} and {row_b}")
-    n = len(both)
     if unit == "user":
-        gaps = (both[metric] - both[f"{metric}:b"]).to_numpy()[:, None]
-        estimate = gaps.mean(axis=0)
-        drawn = bootstrap(gaps, resamples=resamples, seed=seed) / n if n > 1 else None
+        parts = [pl.col(metric), pl.lit(1.0).alias("one"), pl.col(f"{metric}:b"), pl.lit(1.0).alias("one:b")]
     else:
-        parts = [f"{metric}:sum", f"{metric}:count", f"{metric}:sum:b", f"{metric}:count:b"]
-        columns = both.select(parts).to_numpy()
-        estimate = _ratio_gap(columns.sum(axis=0, keepdims=True))[0]
-        drawn = _ratio_gap(bootstrap(columns, resamples=resamples, seed=seed)) if n > 1 else None
-    mean = float(estimate[0])
-    if drawn is None or not math.isfinite(mean):
+        names = [f"{metric}:sum", f"{metric}:count", f"{metric}:sum:b", f"{metric}:count:b"]
+        parts = [pl.col(name) for name in names]
+    return tuple(both["user"]), both.select(parts).to_numpy()
+
+
+def _ratio_gaps(sums: Array) -> Array:
+    """[B, 4 P] sums -> [B, P] differences of the two means of each pair."""
+    return sums[:, 0::4] / sums[:, 1::4] - sums[:, 2::4] / sums[:, 3::4]
+
+
+def _difference(mean: float, replicates: Array, n: int) -> Difference:
+    if not math.isfinite(mean) or not np.isfinite(replicates).all():
         return Difference(mean, math.nan, math.nan, math.nan, n)
-    replicates = _stretched(drawn, estimate, n)[:, 0]
     # Rows that are equal for every user must not differ by rounding.
     replicates = np.where(np.abs(replicates) < 1e-12, 0.0, replicates)
     low, high = np.quantile(replicates, [0.025, 0.975])
     tail = min(int((replicates <= 0).sum()), int((replicates >= 0).sum()))
-    return Difference(mean, float(low), float(high), min(1.0, 2 * (tail + 1) / (resamples + 1)), n)
-
-
-def _ratio_gap(sums: Array) -> Array:
-    """[B, 4] sums of (a, count of a, b, count of b) -> [B, 1] difference of the two means."""
-    return (sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3])[:, None]
+    return Difference(mean, float(low), float(high), min(1.0, 2 * (tail + 1) / (len(replicates) + 1)), n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

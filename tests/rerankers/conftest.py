@@ -1,12 +1,12 @@
-"""A small world whose truth is known: users love one genre, and only their knowledge or history tells which."""
+"""A small world whose truth is known: users love one genre; only their knowledge or history tells which."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
 from lit_rec.data.lists import ListSet
+from torch import Tensor
 
 GENRES = 4
 
@@ -20,6 +20,25 @@ class World:
     item_vectors: Tensor  # [n_items + 1, 8], carries the item's genre
     train: Tensor
     validation: Tensor
+
+    def arguments(self, *, knowledge: bool = True) -> dict[str, Any]:
+        """What `fit_reranker` needs to learn this world."""
+        arguments = {
+            "lists": self.lists,
+            "n_items": self.n_items,
+            "attributes": self.attributes,
+            "train_users": self.train,
+            "validation_users": self.validation,
+            "dim": 8,
+            "adaptor": {"hidden": 16, "out": 8, "specific": 2},
+            "lr": 5e-3,
+            "batch_size": 64,
+            "max_epochs": 8,
+            "patience": 8,
+        }
+        if knowledge:
+            arguments |= {"user_vectors": self.user_vectors, "item_vectors": self.item_vectors}
+        return arguments
 
 
 def make_world(users: int = 200, lists_each: int = 6, n_items: int = 80, size: int = 8) -> World:
@@ -51,22 +70,3 @@ def make_world(users: int = 200, lists_each: int = 6, n_items: int = 80, size: i
 @pytest.fixture(scope="session")
 def world() -> World:
     return make_world()
-
-
-def fit_arguments(world: World, *, knowledge: bool = True) -> dict:
-    """What `fit_reranker` needs to learn this world."""
-    arguments = {
-        "lists": world.lists,
-        "n_items": world.n_items,
-        "attributes": world.attributes,
-        "validation_users": world.validation,
-        "dim": 8,
-        "adaptor": {"hidden": 16, "out": 8, "specific": 2},
-        "lr": 5e-3,
-        "batch_size": 64,
-        "max_epochs": 8,
-        "patience": 8,
-    }
-    if knowledge:
-        arguments |= {"user_vectors": world.user_vectors, "item_vectors": world.item_vectors}
-    return arguments

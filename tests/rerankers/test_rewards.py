@@ -1,4 +1,4 @@
-"""Rewards of answers: the same as evaluating the reranker once per answer, and never by one that saw the user."""
+"""Rewards of answers: as evaluating the reranker once per answer, and never by one that saw the user."""
 
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,20 @@ from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import CrossFit, answer_rewards, cross_fit, score_lists
 from lit_rec.rerankers.training import batch_of, fit_reranker
-from tests.rerankers.conftest import World, fit_arguments
 
 
-def fit(world: World, architecture: str = "dlcm", **arguments: Any) -> RerankerModule:
-    every = fit_arguments(world) | {"max_epochs": 1} | arguments
-    return fit_reranker(train_users=world.train, architecture=architecture, **every).module
+def fit(world: Any, architecture: str = "dlcm", **arguments: Any) -> RerankerModule:
+    every = world.arguments() | {"max_epochs": 1} | arguments
+    return fit_reranker(architecture=architecture, **every).module
 
 
-def answers(world: World, many: int = 17) -> tuple[Tensor, Tensor]:
+def answers(world: Any, many: int = 17) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     return torch.randn(many, 8, generator=generator), torch.randint(0, 200, (many,), generator=generator)
 
 
 @pytest.mark.parametrize("architecture", ["dlcm", "prm", "mir"])
-def test_scores_equal_the_forward_pass(world: World, architecture: str) -> None:
+def test_scores_equal_the_forward_pass(world: Any, architecture: str) -> None:
     module = fit(world, architecture)
     index = torch.randperm(300)[:100]
     with torch.no_grad():
@@ -38,7 +37,7 @@ def test_scores_equal_the_forward_pass(world: World, architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["dlcm", "mir"])
 @pytest.mark.parametrize("reward", ["ndcg", "map", "soft"])
-def test_one_pass_equals_an_evaluation_per_answer(world: World, architecture: str, reward: str) -> None:
+def test_one_pass_equals_an_evaluation_per_answer(world: Any, architecture: str, reward: str) -> None:
     module = fit(world, architecture)
     vectors, owner = answers(world)
     expected = []
@@ -62,7 +61,7 @@ def test_one_pass_equals_an_evaluation_per_answer(world: World, architecture: st
     assert module.training
 
 
-def test_a_user_without_lists_has_no_reward(world: World) -> None:
+def test_a_user_without_lists_has_no_reward(world: Any) -> None:
     lists = type(world.lists)(
         *(getattr(world.lists, name)[6:] for name in ("user", "items", "labels")),
         world.lists.history_items,
@@ -73,7 +72,7 @@ def test_a_user_without_lists_has_no_reward(world: World) -> None:
     assert rewards.isnan().tolist() == [False, True, False]
 
 
-def test_soft_rewards_break_ties(world: World) -> None:
+def test_soft_rewards_break_ties(world: Any) -> None:
     module = fit(world)
     vectors, owner = torch.randn(200, 8), torch.zeros(200, dtype=torch.int64)
     hard = answer_rewards(module, world.lists, vectors, owner)
@@ -82,7 +81,7 @@ def test_soft_rewards_break_ties(world: World) -> None:
     assert torch.corrcoef(torch.stack([hard, soft]))[0, 1] > 0.5
 
 
-def test_the_right_answer_is_rewarded(world: World) -> None:
+def test_the_right_answer_is_rewarded(world: Any) -> None:
     module = fit(world, max_epochs=6)
     users = world.validation
     right = answer_rewards(module, world.lists, world.user_vectors[users], users)
@@ -90,7 +89,7 @@ def test_the_right_answer_is_rewarded(world: World) -> None:
     assert right.mean() > wrong.mean() + 0.1
 
 
-def test_mistakes_are_explained(world: World) -> None:
+def test_mistakes_are_explained(world: Any) -> None:
     vectors, owner = answers(world)
     with pytest.raises(UserError, match="reads no user knowledge"):
         answer_rewards(fit(world, user_vectors=None), world.lists, vectors, owner)
@@ -101,7 +100,7 @@ def test_mistakes_are_explained(world: World) -> None:
 
 
 def test_a_user_is_judged_by_a_reranker_that_never_saw_him(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, set[int]] = {}
     original = RerankerModule.training_step
@@ -111,7 +110,7 @@ def test_a_user_is_judged_by_a_reranker_that_never_saw_him(
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(RerankerModule, "training_step", spy)
-    fitted = cross_fit(train_users=world.train, folds=3, **fit_arguments(world) | {"max_epochs": 1})
+    fitted = cross_fit(folds=3, **world.arguments() | {"max_epochs": 1})
     trained = [seen[id(one.module)] for one in fitted.fitted]
     assert set.union(*trained) == set(world.train.tolist())
     for user, judge in zip(world.train.tolist(), fitted.reranker_of(world.train).tolist(), strict=True):
@@ -131,8 +130,8 @@ def test_a_user_is_judged_by_a_reranker_that_never_saw_him(
     torch.testing.assert_close(loaded.answer_rewards(world.lists, vectors, owner, reward="soft"), rewards)
 
 
-def test_one_fold_is_the_papers_way(world: World) -> None:
-    fitted = cross_fit(train_users=world.train, folds=1, **fit_arguments(world) | {"max_epochs": 1})
+def test_one_fold_is_the_papers_way(world: Any) -> None:
+    fitted = cross_fit(folds=1, **world.arguments() | {"max_epochs": 1})
     assert fitted.reranker_of(torch.arange(200)).eq(0).all()
     with pytest.raises(UserError, match="cannot make 300 folds"):
-        cross_fit(train_users=world.train, folds=300, **fit_arguments(world))
+        cross_fit(folds=300, **world.arguments())

@@ -1,0 +1,61 @@
+"""The shared-prompt sequence gives the same log-probabilities as every answer on its own."""
+
+import random
+
+import pytest
+import torch
+
+from lit_rec.errors import UserError
+from lit_rec.policy.sequences import Example, answer_logps, collate, encode_chat
+from tests.tiny import tiny_llama, word_tokenizer
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def alone(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> float:
+    """log pi(answer | prompt) from one plain sequence, no mask, no padding."""
+    ids = torch.tensor([prompt + answer])
+    logps = model(ids).logits[0].log_softmax(-1)
+    return sum(logps[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer))
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3])
+def test_equals_plain_sequences(answers: int) -> None:
+    model, rng = tiny_llama(50), random.Random(answers)
+    draw = lambda least, most: [rng.randrange(4, 50) for _ in range(rng.randint(least, most))]  # noqa: E731
+    examples = [Example(draw(1, 20), [draw(1, 9) for _ in range(answers)]) for _ in range(7)]
+    with torch.no_grad():
+        found = answer_logps(model, collate(examples))
+        expected = torch.tensor([[alone(model, e.prompt, a) for a in e.answers] for e in examples])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rejected_answer_does_not_see_the_chosen_one() -> None:
+    model = tiny_llama(50)
+    with torch.no_grad():
+        a = answer_logps(model, collate([Example([5, 6, 7], [[8, 9], [10, 11]])]))
+        b = answer_logps(model, collate([Example([5, 6, 7], [[20, 21, 22], [10, 11]])]))
+    assert a[0, 1].item() == pytest.approx(b[0, 1].item(), abs=1e-6)
+    assert a[0, 0].item() != pytest.approx(b[0, 0].item(), abs=1e-3)
+
+
+def test_logits_are_computed_on_answers_only() -> None:
+    batch = collate([Example(list(range(4, 24)), [[5, 6, 7], [8, 9]]), Example([4], [[5], [6, 7]])])
+    assert batch["columns"].tolist() == [19, 20, 21, 23]
+
+
+def test_encode_chat_cuts_where_the_answer_begins_and_keeps_the_prompts_end() -> None:
+    tokenizer = word_tokenizer(WORDS)
+    messages = [{"role": "user", "content": "w1 w2 w3 w4"}]
+    whole = encode_chat(tokenizer, messages, ["w5 w6", "w7"], 100)
+    assert tokenizer.decode(whole.answers[0]) == "w5 w6 <|im_end|>"
+    assert tokenizer.decode(whole.prompt).endswith("<|im_end|> <|im_start|>assistant") or len(whole.prompt) > 4
+    short = encode_chat(tokenizer, messages, ["w5 w6", "w7"], 6)
+    assert short.prompt == whole.prompt[-3:]
+
+
+def test_sliding_window_is_refused() -> None:
+    model = tiny_llama(50)
+    model.config.sliding_window = 4
+    with pytest.raises(UserError, match="sliding window"):
+        answer_logps(model, collate([Example([4, 5, 6], [[5], [6]])]))
