@@ -7,11 +7,9 @@ scores every user with a reranker that never saw that user.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_rec.data.lists import ListSet
@@ -20,7 +18,7 @@ from lit_rec.metrics.ranking import Convention, ranking_metrics
 from lit_rec.rerankers.features import ITEM, USER
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
-from lit_rec.rerankers.training import FittedReranker, fit_reranker, load_reranker, save_reranker
+from lit_rec.rerankers.training import FittedReranker, fit_reranker
 
 Reward = Literal["ndcg", "map", "soft"]
 
@@ -141,22 +139,6 @@ class CrossFit:
                 module, lists, answer_vectors[mine], answer_user[mine], **arguments
             )
         return rewards
-
-    def save(self, folder: Path) -> None:
-        """Write each reranker to `fold<f>/` and the users' folds to `folds.safetensors`."""
-        for number, fitted in enumerate(self.fitted):
-            save_reranker(fitted, folder / f"fold{number}")
-        save_file({"fold_of": self.fold_of}, folder / "folds.safetensors")
-
-    @classmethod
-    def load(
-        cls, folder: Path, *, user_vectors: Tensor | None = None, item_vectors: Tensor | None = None
-    ) -> "CrossFit":
-        """Read what `save` wrote, with the knowledge the rerankers were trained with."""
-        fold_of = load_file(folder / "folds.safetensors")["fold_of"]
-        folders = sorted(folder.glob("fold[0-9]*"), key=lambda f: int(f.name[4:]))
-        vectors = {"user_vectors": user_vectors, "item_vectors": item_vectors}
-        return cls([load_reranker(f, **vectors) for f in folders], fold_of)
 
 
 def cross_fit(

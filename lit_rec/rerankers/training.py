@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lit_rec.data.lists import ListSet
+from lit_rec.data.sessions import SessionDataModule
+from lit_rec.data.splits import Splits
 from lit_rec.errors import UserError
 from lit_rec.rerankers.module import RerankerModule
 
@@ -74,31 +75,6 @@ class KeepBest(Checkpoint):
         if self.monitor is None or self.best_epoch < 0 or value > self.best_value:
             self.best_epoch, self.best_value = trainer.current_epoch, value
             self.weights = {name: w.detach().cpu().clone() for name, w in pl_module.state_dict().items()}
-
-
-class _Batches(Dataset[dict[str, Tensor]]):
-    """Lists served a batch at a time: one gather per field, no collation of single lists."""
-
-    def __init__(self, lists: ListSet, index: Tensor, history: bool) -> None:
-        self.lists, self.index, self.history = lists, index, history
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitems__(self, positions: list[int]) -> dict[str, Tensor]:
-        return batch_of(self.lists, self.index[torch.tensor(positions)], self.history)
-
-
-def batch_of(lists: ListSet, index: Tensor, history: bool) -> dict[str, Tensor]:
-    """Gather the lists of an index [B] into a batch for `RerankerModule`."""
-    users = lists.user[index]
-    batch = {"user": users, "items": lists.items[index], "labels": lists.labels[index], "list": index}
-    if history:
-        batch |= {
-            "history_items": lists.history_items[users],
-            "history_ratings": lists.history_ratings[users],
-        }
-    return batch
 
 
 def fit_reranker(
@@ -164,18 +140,17 @@ def fit_reranker(
         UserError: when the users to train on or to select by have no lists.
     """
     started = time.perf_counter()
-    by_test = selection == "test(kar)"
-    judges = {"validation": validation_users, "last": validation_users, "test(kar)": test_users}.get(
-        selection
-    )
     if selection not in ("validation", "last", "test(kar)"):
         raise UserError(f"There is no selection {selection!r}.", fix="Write validation, last or test(kar).")
-    train, held_out = _index(lists, train_users), _index(lists, judges)
-    if not len(train):
+    by_test, nobody = selection == "test(kar)", torch.zeros(0, dtype=torch.int64)
+    judges = test_users if by_test else validation_users
+    splits = Splits(train_users, nobody if judges is None else judges, nobody)
+    if not len(lists.of_users(splits.train)):
         raise UserError(
             "None of the training users has a candidate list.", fix="Use more users or a smaller history."
         )
-    if selection != "last" and not len(held_out):
+    measured = bool(len(lists.of_users(splits.validation)))
+    if selection != "last" and not measured:
         raise UserError(
             f"selection={selection} has no lists to choose the epoch on.",
             fix="Hold out users with lists, or choose selection=last.",
@@ -209,31 +184,13 @@ def fit_reranker(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        order = torch.Generator().manual_seed(seed)
-        loader = _loader(lists, train, batch_size, module.uses_history, order)
-        judge = _loader(lists, held_out, 4 * batch_size, module.uses_history) if len(held_out) else None
-        trainer.fit(module, loader, judge)
+        history = module.uses_history
+        data = SessionDataModule(lists, splits, batch_size=batch_size, with_history=history, seed=seed)
+        trainer.fit(module, data.train_dataloader(), data.val_dataloader() if measured else None)
         module.cpu().load_state_dict(keep.weights)
     module.trainer = None
     seconds = time.perf_counter() - started
     return FittedReranker(module.eval(), keep.best_epoch, keep.best_value, keep.history, seconds)
-
-
-def _index(lists: ListSet, users: Tensor | None) -> Tensor:
-    return lists.of_users(users) if users is not None else torch.zeros(0, dtype=torch.int64)
-
-
-def _loader(
-    lists: ListSet, index: Tensor, batch_size: int, history: bool, order: torch.Generator | None = None
-) -> DataLoader[dict[str, Tensor]]:
-    """Serve lists in batches: in a random order under a generator, else in their own."""
-    return DataLoader(
-        _Batches(lists, index, history),
-        batch_size=batch_size,
-        shuffle=order is not None,
-        generator=order,
-        collate_fn=lambda batch: batch,
-    )
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """The report's pictures: matplotlib figures as inline SVG that takes its colours from the page.
 
-Figures are drawn small (some 5 inches wide) so that they stay legible on a phone, transparent, and in
-placeholder colours that are exchanged for CSS variables: light and dark are then the style sheet's business
-alone.
+Figures are drawn small (4 inches wide or little more) so that they stay legible on a phone, transparent, and
+in placeholder colours that are exchanged for CSS variables: light and dark are left to the style sheet.
 """
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +56,7 @@ _POINTS = 900  # of the scatter: more is ink, not information
 
 
 @contextmanager
-def _figure(height: float, width: float = 5.2) -> Iterator[tuple[Figure, list[Markup]]]:
+def _figure(height: float, width: float = 4.0) -> Iterator[tuple[Figure, list[Markup]]]:
     """Give a figure to draw on; its SVG is in the list when the block ends."""
     drawn: list[Markup] = []
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def rows_figure(
     shown = [r for r in sorted(rows, key=lambda r: row_order(r["row"])) if r["mean"] is not None]
     if not shown:
         return None
-    with _figure(0.9 + 0.27 * len(shown)) as (figure, drawn):
+    with _figure(0.9 + 0.25 * len(shown), width=4.8) as (figure, drawn):
         axes = figure.subplots()
         bar = next((r["mean"] for r in shown if r["row"] == "history_only"), None)
         if bar is not None:
@@ -105,13 +105,13 @@ def rows_figure(
         for y, row in enumerate(shown):
             colour = {"round": ACCENT, "zero_shot": SECOND}.get(family(row["row"]), MUTED)
             low, high = row["ci95"]
-            if low is not None:
+            if _finite(low) and _finite(high):
                 axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
             means = seed_means.get(row["row"], ())
             if len(means) > 1:
                 axes.plot(means, [y + 0.27] * len(means), "|", color=colour, markersize=5, alpha=0.7)
             axes.plot([row["mean"]], [y], "o", color=colour, markersize=6, zorder=3)
-        axes.set_yticks(range(len(shown)), [r["row"] for r in shown])
+        axes.set_yticks(range(len(shown)), [_short(r["row"]) for r in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -121,9 +121,18 @@ def rows_figure(
     return drawn[0]
 
 
+def _short(name: str) -> str:
+    """Cut a name to what the margin of a figure can hold, without characters that no font draws."""
+    name = "".join(c if c.isprintable() else " " for c in name)
+    return name if len(name) <= 24 else name[:23] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Draw held-out reward and validation metrics over rounds, with intervals, one panel each."""
-    states = [s for s in states if not s.get("name")]
     series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for state in states:
         entries = {"reward on held-out users": state.get("heldout_reward")}
@@ -131,7 +140,7 @@ def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
             f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()
         }
         for name, value in entries.items():
-            if value and value.get("mean") is not None:
+            if value and _finite(value.get("mean")):
                 series.setdefault(name, []).append((state["round"], value))
     if not series:
         return None
@@ -142,7 +151,7 @@ def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
             x = [k for k, _ in values]
             for k, value in values:
                 low, high = value.get("ci95") or (None, None)
-                if low is not None and high is not None:
+                if _finite(low) and _finite(high):
                     axes.plot([k, k], [low, high], color=colour, linewidth=2, solid_capstyle="round")
             axes.plot(x, [v["mean"] for _, v in values], "o-", color=colour, linewidth=1.3, markersize=5)
             axes.set_title(name, loc="left", fontsize=10)
@@ -188,25 +197,25 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
     if len(known) < 3:
         return None
     shown = known.sample(min(_POINTS, len(known)), seed=0)
-    with _figure(2.9) as (figure, drawn):
+    with _figure(3.0) as (figure, drawn):
         axes = figure.subplots()
         for number in sorted(shown["round"].unique()):
             part = shown.filter(pl.col("round") == number)
-            colour, label = (
-                (SECOND, "zero-shot") if number == 0 else (ACCENT, "after DPO" if number == 1 else "")
-            )
-            axes.plot(
-                part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4, label=label
-            )
+            colour = ACCENT if number else SECOND
+            axes.plot(part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4)
         _binned_mean(axes, known)
         axes.set_xlabel("tokens of the answer")
         axes.set_ylabel("reward")
-        axes.legend(loc="best", fontsize=9, ncols=3, handletextpad=0.2, columnspacing=1)
+        for colour, label in ((SECOND, "zero-shot"), (ACCENT, "after DPO")):
+            axes.plot([], [], "o", color=colour, markersize=5, label=label)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=3, borderpad=0, handletextpad=0.3
+        )
     return drawn[0]
 
 
 def _binned_mean(axes: Axes, known: pl.DataFrame) -> None:
-    order = known.sort("tokens")
+    order = known.sort("tokens", maintain_order=True)
     groups = [g for g in np.array_split(np.arange(len(order)), 10) if len(g)]
     tokens, reward = order["tokens"].to_numpy(), order["reward"].to_numpy()
     x, y = [tokens[g].mean() for g in groups], [reward[g].mean() for g in groups]

@@ -1,12 +1,13 @@
 """The report of a run: one HTML file that needs nothing else, and that a person can read."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_rec.run.comparisons import (
@@ -16,11 +17,13 @@ from lit_rec.run.comparisons import (
     compare_rows,
     describe_difference,
     family,
+    round_number,
     row_order,
     verdict,
 )
 from lit_rec.run.figures import length_figure, rewards_figure, rounds_figure, rows_figure, seed_means
-from lit_rec.run.results import pick, with_interval, write_atomically
+from lit_rec.run.folder import write_atomic
+from lit_rec.run.results import pick, with_interval
 
 EXAMPLES = 12  # pairs shown per group
 _POLICY_COLUMNS = (
@@ -29,6 +32,7 @@ _POLICY_COLUMNS = (
     ("tie_rate", "users with ties only", ".1%"),
     ("unique_answer_rate", "unique answers", ".1%"),
     ("distinct_2", "distinct-2", ".3f"),
+    ("cut_rate", "answers cut off", ".1%"),
     ("answer_tokens_mean", "tokens per answer", ".1f"),
     ("reward_length_correlation", "reward-length correlation", "+.2f"),
     ("pairs", "pairs", ",d"),
@@ -43,48 +47,37 @@ _TRAIN_COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run leaves besides its results; whatever is missing is left out of the page.
-
-    Args:
-        title: the run's name.
-        facts: label -> value, in the order shown: data, protocol, LLM, encoder, users, lists, seeds ...
-        rounds: one dictionary per policy state, round 0 being the zero-shot model.
-        rewards: one line per scored answer: round, user, user_id, sample, text, tokens, reward.
-        pairs: one line per preference pair: round, user_id, prompt, chosen, rejected, chosen_reward,
-            rejected_reward.
-        stages: {name, seconds, counts, reused} in order.
-        config_yaml: the composed configuration.
-        environment: versions, commit, machine, threads, memory peak; may be nested.
-    """
-
-    title: str = "lit_rec"
-    facts: Mapping[str, object] = field(default_factory=dict)
-    rounds: Sequence[Mapping[str, Any]] = ()
-    rewards: pl.DataFrame | None = None
-    pairs: pl.DataFrame | None = None
-    stages: Sequence[Mapping[str, Any]] = ()
-    config_yaml: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-
-
 def write_report(
     path: Path | str,
-    record: RunRecord,
     *,
     rows: Sequence[dict[str, Any]] = (),
     frames: pl.DataFrame | None = None,
+    rounds: Sequence[Mapping[str, Any]] = (),
+    rewards: pl.DataFrame | None = None,
+    pairs: pl.DataFrame | None = None,
+    stages: Sequence[Mapping[str, Any]] = (),
+    config_yaml: str = "",
+    environment: Mapping[str, Any] | None = None,
+    title: str | None = None,
+    facts: Mapping[str, object] | None = None,
     headline: Headline | None = None,
     comparisons: Sequence[Comparison] | None = None,
 ) -> None:
-    """Write report.html, atomically.
+    """Write report.html, atomically; whatever is missing is left out of the page.
 
     Args:
         path: the file.
-        record: everything but the results.
         rows: of `result_rows`.
         frames: the evaluation frames, for paired differences and the seeds' own means.
+        rounds: one dictionary per policy state, round 0 being the zero-shot model; any value may be None. A
+            `name` other than `zero_shot` and `round_k` marks a control: in the tables, not in the curves.
+        rewards: one line per scored answer: round, tokens, reward (more columns do no harm).
+        pairs: one line per pair: round, user_id, prompt, chosen, rejected, chosen_reward, rejected_reward.
+        stages: {name, seconds, counts, reused} in order.
+        config_yaml: the composed configuration.
+        environment: versions, commit, machine, threads, memory peak; may be nested.
+        title: the run's name; None takes it from the configuration.
+        facts: label -> value at the top of the page; None takes them from the configuration and the results.
         headline: what is counted in the main table; None chooses it from the frames.
         comparisons: of `compare_rows`, where the caller has them already.
     """
@@ -92,21 +85,68 @@ def write_report(
     headline = headline or choose_headline(frames)
     if comparisons is None:
         comparisons = [] if frames.is_empty() else compare_rows(frames, headline)
-    rewards = None if record.rewards is None or record.rewards.is_empty() else record.rewards
+    rewards = None if rewards is None or rewards.is_empty() else rewards
+    config = _parsed(config_yaml)
     context = {
-        "record": record,
+        "title": title or str(config.get("name") or "lit_rec"),
+        "facts": _facts(config, rows, headline) if facts is None else facts,
         "headline": headline,
         "verdict": verdict(comparisons, headline) if rows else [],
         "rerankers": _reranker_sections(rows, frames, headline, comparisons),
-        "rounds_figure": rounds_figure(record.rounds),
+        "rounds_figure": rounds_figure([r for r in rounds if not _is_control(r)]),
         "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
         "length_figure": length_figure(rewards) if rewards is not None else None,
-        "round_tables": _round_tables(record.rounds),
-        "example_groups": _examples(record.pairs),
-        "stages": [_stage(s) for s in record.stages],
-        "environment": _flat(record.environment),
+        "round_tables": _round_tables(rounds),
+        "example_groups": _examples(pairs),
+        "stages": [_stage(s) for s in stages],
+        "config_yaml": config_yaml,
+        "environment": _flat(environment or {}),
     }
-    write_atomically(path, _environment().get_template("report.html.j2").render(context))
+    page = _environment().get_template("report.html.j2").render(context)
+    write_atomic(Path(path), page.encode("utf-8", errors="replace"))
+
+
+def _parsed(config_yaml: str) -> dict[str, Any]:
+    """The configuration as a dictionary, empty where it is none: the report of a run is never lost to it."""
+    try:
+        config = yaml.safe_load(config_yaml)
+    except yaml.YAMLError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _facts(config: dict[str, Any], rows: Sequence[dict[str, Any]], headline: Headline) -> dict[str, object]:
+    """What was run, in a few words."""
+
+    def setting(*keys: str) -> Any:
+        value: Any = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    mine = [r for r in rows if r["split"] == headline.split]
+    units = {
+        unit: max((r["n"] for r in mine if r["unit"] == unit), default=None) for unit in ("user", "list")
+    }
+    facts = {
+        "Data": ", ".join(sorted({r["dataset"] for r in rows})),
+        "Protocol": ", ".join(sorted({r["protocol"] for r in rows})) or setting("lists", "protocol"),
+        "LLM": setting("llm", "name"),
+        "Text encoder": setting("encoder", "name"),
+        "Reranker": ", ".join(sorted({r["reranker"].upper() for r in rows})),
+        f"{headline.split.capitalize()} users": units["user"],
+        f"{headline.split.capitalize()} lists": units["list"],
+        "Folds over users": setting("evaluation", "folds"),
+        "Seeds per row": max((r["seeds"] for r in rows), default=None),
+        "DPO rounds": setting("policy", "rounds"),
+        "Answers per user and round": setting("pairs", "samples"),
+        "Reward": setting("reward", "metric"),
+    }
+    return {
+        label: f"{value:,}" if isinstance(value, int) else value
+        for label, value in facts.items()
+        if value not in (None, "")
+    }
 
 
 def _environment() -> Environment:
@@ -214,37 +254,47 @@ def _round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _held_out(state: Mapping[str, Any]) -> dict[str, Any]:
     value = state.get("heldout_reward")
-    if not value or value.get("mean") is None:
+    if not value or not _known(value.get("mean")):
         return {"held_out": None}
     return {"held_out": with_interval({"mean": value["mean"], "ci95": value.get("ci95") or (None, None)})}
 
 
+def _is_control(state: Mapping[str, Any]) -> bool:
+    name = state.get("name")
+    return bool(name) and name != "zero_shot" and round_number(str(name)) is None
+
+
 def _state_name(state: Mapping[str, Any]) -> str:
-    if state.get("name"):
+    if _is_control(state):
         return str(state["name"])
     return "zero-shot" if state["round"] == 0 else f"round {state['round']}"
+
+
+def _known(value: Any) -> bool:
+    """Whether a cell has something to show: neither missing nor nan."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def _table(
     title: str, lines: Sequence[tuple[str, Mapping[str, Any]]], columns: Sequence[tuple[str, str, str]]
 ) -> dict[str, Any]:
-    used = [c for c in columns if any(values.get(c[0]) is not None for _, values in lines)]
+    used = [c for c in columns if any(_known(values.get(c[0])) for _, values in lines)]
     return {
         "title": title,
         "columns": [label for _, label, _ in used],
         "lines": [
             {
                 "name": name,
-                "cells": ["" if v.get(key) is None else format(v[key], form) for key, _, form in used],
+                "cells": [format(v[key], form) if _known(v.get(key)) else "" for key, _, form in used],
             }
             for name, v in lines
-            if any(v.get(key) is not None for key, _, _ in used)
+            if any(_known(v.get(key)) for key, _, _ in used)
         ],
     }
 
 
 def _examples(pairs: pl.DataFrame | None) -> list[dict[str, Any]]:
-    """Return the pairs with the largest gaps, which show what is rewarded, and random ones, which do not flatter."""
+    """Return the pairs with the largest gaps, and random ones, which do not flatter."""
     if pairs is None or pairs.is_empty():
         return []
     gaps = pairs.with_columns(gap=pl.col("chosen_reward") - pl.col("rejected_reward")).with_row_index("line")
@@ -252,7 +302,11 @@ def _examples(pairs: pl.DataFrame | None) -> list[dict[str, Any]]:
     rest = gaps.filter(~pl.col("line").is_in(largest["line"].to_list()))
     chosen = rest.sample(min(EXAMPLES, len(rest)), seed=0).sort("line")
     groups = [("Largest reward gaps", largest), ("Drawn at random", chosen)]
-    return [{"title": title, "pairs": part.to_dicts()} for title, part in groups if not part.is_empty()]
+    return [
+        {"title": title, "pairs": part.to_dicts(), "open": part is largest}
+        for title, part in groups
+        if not part.is_empty()
+    ]
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:

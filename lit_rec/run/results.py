@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from lit_rec.run.comparisons import (
     row_order,
     verdict,
 )
+from lit_rec.run.folder import write_atomic
 from lit_rec.run.published import published_value
 from lit_rec.run.statistics import RESAMPLES, Array, mean_over_lists, mean_over_users, user_table
 
@@ -75,8 +74,8 @@ def result_rows(
         seed: of the bootstrap.
 
     Returns:
-        Dictionaries with the keys of `FIELDS`; `metric` is "ndcg@5", `ci95` is [low, high], or [None, None]
-        with fewer than two users, `n` counts users or lists, `seeds` counts the row's seeds, `published` is the
+        Dictionaries with the keys of `FIELDS`: `metric` is "ndcg@5", say; `ci95` is [low, high], or two
+        None with fewer than two users; `n` counts users or lists; `seeds` counts seeds; `published` is the
         paper's number where one is comparable (protocol and convention kar, test split, mean over lists).
     """
     metrics = metric_columns(frames)
@@ -156,25 +155,6 @@ def _rounded(value: float | None) -> float | None:
     return round(value, DIGITS) + 0.0
 
 
-def write_atomically(path: Path | str, text: str) -> None:
-    """Write a text file so that a reader sees the old file or the whole new one, whatever happens."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)  # mkstemp makes a private file; a result is as readable as any other file here
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_results(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
     """Write results.json: one row a line, keys in the order of `FIELDS`: equal runs give equal bytes."""
     lines = []
@@ -183,7 +163,7 @@ def write_results(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
         ordered["mean"] = _rounded(ordered["mean"])
         ordered["ci95"] = [_rounded(bound) for bound in ordered["ci95"]]
         lines.append(json.dumps(ordered, ensure_ascii=False, allow_nan=False))
-    write_atomically(path, "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
+    write_atomic(Path(path), "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
 def pick(rows: Sequence[dict[str, Any]], headline: Headline, metric: str = "") -> list[dict[str, Any]]:
@@ -198,7 +178,8 @@ def with_interval(row: dict[str, Any] | None) -> str:
     if row is None or row["mean"] is None:
         return "n/a"
     low, high = row["ci95"]
-    return f"{row['mean']:.4f}" + ("" if low is None or high is None else f" [{low:.4f}, {high:.4f}]")
+    bounded = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    return f"{row['mean']:.4f}" + (f" [{low:.4f}, {high:.4f}]" if bounded else "")
 
 
 def render_table(

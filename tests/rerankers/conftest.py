@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from lit_rec.data.lists import ListSet
 from torch import Tensor
+
+from lit_rec.data.lists import ListSet
 
 GENRES = 4
 

@@ -1,0 +1,215 @@
+"""The one form every data set is read into."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from lit_rec.errors import UserError
+
+
+@dataclass(frozen=True)
+class RatingsData:
+    """Ratings with what is known of users and items. Items are numbered from 1; row 0 of `items` is padding.
+
+    Attributes:
+        name: Of the data set.
+        interactions: user Int32 (0-based row), item Int32 (1-based row), rating Float32, timestamp Int64 in seconds; in the
+            order of the file.
+        users: user_id and attribute columns of readable text ("" when unknown); row i is user i.
+        items: item_id, title and List[String] attribute columns, and year (Int32) where known; row i is item i.
+        item_attributes: Which columns of `items` are categorical attributes.
+        rating_max: Highest rating.
+        positive_above: A rating above this is a positive label.
+        item_noun: "movie", "book", ...
+    """
+
+    name: str
+    interactions: pl.DataFrame
+    users: pl.DataFrame
+    items: pl.DataFrame
+    item_attributes: tuple[str, ...]
+    rating_max: float
+    positive_above: float
+    item_noun: str
+
+    @property
+    def n_users(self) -> int:
+        """Number of users."""
+        return len(self.users)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, padding not counted."""
+        return len(self.items) - 1
+
+
+def canonical(
+    name: str,
+    ratings: pl.DataFrame,
+    users: pl.DataFrame,
+    items: pl.DataFrame,
+    *,
+    item_attributes: Sequence[str],
+    rating_max: float,
+    positive_above: float,
+    item_noun: str,
+) -> RatingsData:
+    """Number users and items and check that the tables belong together.
+
+    Args:
+        name: Of the data set.
+        ratings: user_id, item_id (String), rating, timestamp; file order.
+        users: user_id and attributes; users without a rating are left out, missing ones get empty attributes.
+        items: item_id, title and attributes; items without a rating are left out.
+        item_attributes: Attribute columns of `items`.
+        rating_max: Highest rating of the scale.
+        positive_above: A rating above this is a positive label.
+        item_noun: What an item is called.
+
+    Raises:
+        UserError: An id occurs twice, an item is rated and not described, or there is no rating.
+    """
+    if ratings.is_empty():
+        raise UserError(f"{name} holds no rating", where="config key data", fix="check the ratings file")
+    for table, key in ((users, "user_id"), (items, "item_id")):
+        twice = table.filter(table[key].is_duplicated())[key].unique(maintain_order=True)
+        if len(twice):
+            raise UserError(
+                f"{name}: {key} {twice[0]!r} is described {int((table[key] == twice[0]).sum())} times",
+                where=f"{key.split('_')[0]} file",
+                why=f"{len(twice)} ids occur more than once",
+                fix="keep one line per id",
+            )
+    unknown = ratings.join(items, on="item_id", how="anti")["item_id"].unique(maintain_order=True)
+    if len(unknown):
+        raise UserError(
+            f"{name}: {len(unknown)} rated items are not described, among them {', '.join(unknown[:3])}",
+            where="item file",
+            fix="add them to the item file, or remove their ratings",
+        )
+    # In the order of the files that describe them: `kar` splits users by id, and ids are in file order there.
+    kept_users = users.join(ratings.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
+    undescribed = ratings.join(users, on="user_id", how="anti").select("user_id").unique(maintain_order=True)
+    kept_users = pl.concat([kept_users, undescribed], how="diagonal").with_columns(
+        pl.col(pl.String).fill_null("")
+    )
+    kept_items = items.join(ratings.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
+    padding = pl.DataFrame({"item_id": [""], "title": [""]})
+    kept_items = pl.concat([padding, kept_items], how="diagonal").with_columns(
+        pl.col("title").fill_null(""), *(pl.col(a).fill_null([]) for a in item_attributes)
+    )
+    interactions = (
+        ratings.with_row_index("line")
+        .join(kept_users.select("user_id").with_row_index("user"), on="user_id")
+        .join(kept_items.select("item_id").with_row_index("item"), on="item_id")
+        .sort("line")
+        .select(
+            pl.col("user", "item").cast(pl.Int32), pl.col("rating").cast(pl.Float32), pl.col("timestamp").cast(pl.Int64)
+        )
+    )
+    return RatingsData(
+        name, interactions, kept_users, kept_items, tuple(item_attributes), rating_max, positive_above, item_noun
+    )
+
+
+def sample_users(data: RatingsData, n: int, seed: int) -> RatingsData:
+    """A random sample of users with all their ratings; items keep their numbers.
+
+    Raises:
+        UserError: There are fewer users than asked for.
+    """
+    if not 2 <= n <= data.n_users:
+        raise UserError(
+            f"a sample of {n} users is not possible: {data.name} has {data.n_users}",
+            where="config key users",
+            fix=f"use null for all, or a number from 2 to {data.n_users}",
+        )
+    chosen = np.sort(np.random.default_rng(seed).permutation(data.n_users)[:n])
+    number = pl.DataFrame({"user": chosen.astype(np.int32), "new": np.arange(n, dtype=np.int32)})
+    interactions = (
+        data.interactions.with_row_index("line")
+        .join(number, on="user")
+        .sort("line")
+        .select(pl.col("new").alias("user"), "item", "rating", "timestamp")
+    )
+    return replace(data, interactions=interactions, users=data.users[chosen.tolist()])
+
+
+def attribute_table(data: RatingsData) -> tuple[Tensor, list[int]]:
+    """Attribute values as numbers, for embeddings.
+
+    Returns:
+        ([n_items + 1, A] int64, 0 = padding, values of different attributes numbered apart; columns per attribute).
+    """
+    tables, widths, used = [], [], 0
+    for name in data.item_attributes:
+        lists = data.items[name].to_list()
+        values = {v: i + 1 + used for i, v in enumerate(sorted({v for row in lists for v in row}))}
+        width = max(map(len, lists), default=0)
+        if not width:
+            continue
+        table = np.zeros((len(lists), width), dtype=np.int64)
+        for row, found in enumerate(lists):
+            table[row, : len(found)] = [values[v] for v in found]
+        tables.append(table)
+        widths.append(width)
+        used += len(values)
+    if not tables:
+        return torch.zeros(len(data.items), 0, dtype=torch.long), []
+    return torch.from_numpy(np.concatenate(tables, axis=1)), widths
+
+
+ARTICLE = re.compile(r"^(?P<rest>.+), (?P<article>The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die|Los|Las)$")
+
+
+def natural_title(title: str) -> str:
+    """GroupLens writes the article last: "Matrix, The" -> "The Matrix".
+
+    >>> natural_title("Matrix, The")
+    'The Matrix'
+    """
+    found = ARTICLE.match(title)
+    if not found:
+        return title
+    article = found["article"]
+    return f"{article}{'' if article.endswith(chr(39)) else ' '}{found['rest']}"
+
+
+def split_title(titles: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """ "Matrix, The (1999)" -> ("The Matrix", 1999), for a whole column."""
+    parts = titles.to_frame("t").select(
+        pl.col("t").str.extract(r"^(.*?)\s*(?:\(\d{4}\))?\s*$").alias("title"),
+        pl.col("t").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32).alias("year"),
+    )
+    natural = parts["title"].map_elements(natural_title, return_dtype=pl.String)
+    return natural.alias("title"), parts["year"]
+
+
+def need_file(path: Path, what: str, source: str) -> Path:
+    """The path, when the file is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not path.is_file():
+        raise UserError(f"{what} not found: {path}", where="config key data.root", fix=source)
+    return path
+
+
+def bad_line(path: Path, number: int, line: str, expected: str) -> UserError:
+    """The error for a line that is not as the format says."""
+    shown = line if len(line) <= 120 else line[:117] + "..."
+    return UserError(
+        f"malformed line: {shown!r}", where=f"{path}:{number}", why=f"expected {expected}", fix="correct or remove the line"
+    )
+
+
+def stat_of(path: Path) -> dict[str, object]:
+    """What identifies a source file in a manifest: its name and size."""
+    return {"file": path.name, "bytes": path.stat().st_size}

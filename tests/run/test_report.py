@@ -1,0 +1,256 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lit_rec.run.report import write_report
+from lit_rec.run.results import result_rows
+
+EVIL = '</pre></div><script>alert("x")</script><img src=x onerror=alert(1)> & $x_1$ "quoted"'
+VOID = {"meta", "link", "img", "br", "hr", "input", "use", "path", "rect"}
+
+
+class Page(HTMLParser):
+    """Collects what a test asks of a page: elements, attributes, whether all is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def frames(rows: tuple[str, ...], reranker: str = "dlcm") -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "row": row,
+                "reranker": reranker,
+                "seed": seed,
+                "fold": 0,
+                "split": "test",
+                "user": np.arange(30),
+                "list": np.arange(30),
+                **{
+                    f"{m}@5|{c}": rng.random(30, dtype="float32")
+                    for m in ("ndcg", "map")
+                    for c in ("kar", "standard")
+                },
+            }
+        )
+        for row in rows
+        for seed in range(2)
+    )
+
+
+def record(text: str = "likes films") -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    state: dict[str, Any] = {
+        "heldout_reward": {"mean": 0.7, "ci95": [0.65, 0.75], "n": 20},
+        "train_reward_mean": 0.71,
+        "reward_spread": None,
+        "tie_rate": 0.25,
+        "pairs": 12,
+        "validation": {"ndcg@5|kar": {"mean": 0.6, "ci95": [None, None], "n": 1}},
+    }
+    rounds = [
+        {"round": 0, "name": "zero_shot", **state, "train": None},
+        {
+            "round": 1,
+            "name": "round_1",
+            **state,
+            "train": {"loss": 0.69, "margin": None, "kl": 0.01},
+            "seconds": 3.0,
+        },
+        {"round": 1, "name": text, "heldout_reward": None, "train": {"loss": 0.7}},
+    ]
+    rewards = pl.DataFrame(
+        {
+            "round": [0, 1] * 50,
+            "user": range(100),
+            "user_id": [text] * 100,
+            "sample": [0] * 100,
+            "text": [text] * 100,
+            "tokens": rng.integers(5, 60, 100),
+            "reward": rng.random(100),
+        }
+    )
+    pairs = pl.DataFrame(
+        {
+            "round": [1] * 40,
+            "user_id": [f"{text} {i}" for i in range(40)],
+            "prompt": [f"prompt {text}"] * 40,
+            "chosen": [f"chosen {text}"] * 40,
+            "rejected": [f"rejected {text}"] * 40,
+            "chosen_reward": np.linspace(0.5, 0.9, 40),
+            "rejected_reward": [0.4] * 40,
+        }
+    )
+    return dict(
+        title=f"run {text}",
+        facts={"LLM": text, text: 3},
+        rounds=rounds,
+        rewards=rewards,
+        pairs=pairs,
+        stages=[
+            {"name": text, "seconds": 4000.0, "counts": {"answers": 1200, text: text}, "reused": True},
+            {"name": "evaluation", "seconds": None, "counts": None, "reused": False},
+        ],
+        config_yaml=f"name: {text}\n",
+        environment={"versions": {"torch": "2.8", text: text}},
+    )
+
+
+def write(path: Path, run: dict[str, Any], rows: tuple[str, ...] = ()) -> str:
+    held = frames(rows) if rows else None
+    results = result_rows(held, task="rerank", dataset="ml-1m", protocol="kar", resamples=100) if rows else []
+    write_report(path, rows=results, frames=held, **run)
+    return path.read_text(encoding="utf-8")
+
+
+def test_a_whole_report_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", record(), ("no_knowledge", "history_only", "zero_shot", "round_1"))
+    page = Page(text)
+    assert page.open == []
+    assert page.tags.count("svg") == 4
+    assert not {"script", "link", "iframe", "object", "img", "a"} & set(page.tags)
+    assert not [a for a in page.attributes if a[1].startswith("on") or a[1] in ("src", "action", "srcset")]
+    assert all(value.startswith("#") for _, name, value in page.attributes if name.endswith("href"))
+    assert not re.findall(r"url\((?!#)|@import", text)
+    for part in (
+        "What this run shows",
+        "NDCG@5",
+        "kar",
+        "round_1",
+        "Largest reward gaps",
+        "Drawn at random",
+        "1:06:40",
+    ):
+        assert part in page.text
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+def test_colours_follow_the_page_in_light_and_dark(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", record(), ("history_only", "round_1"))
+    figures = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+    assert "var(--ink)" in figures
+    assert not re.findall(r"(?:fill|stroke): #(?!000000)", figures)
+    assert "prefers-color-scheme: dark" in text
+
+
+@pytest.mark.parametrize("evil", [EVIL, "{{ 7 * 7 }} {% raw %}", "\x00\x1b[31m\u202e]]>"])
+def test_nothing_that_data_or_an_llm_wrote_becomes_markup(tmp_path: Path, evil: str) -> None:
+    plain = Page(write(tmp_path / "plain.html", record(), ("history_only", "round_1", "row x")))
+    page = Page(write(tmp_path / "evil.html", record(evil), ("history_only", "round_1", f"row {evil}")))
+    assert sorted(page.tags) == sorted(plain.tags)
+    assert "script" not in page.tags
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    assert page.open == []
+    assert evil.replace("\x00", "\ufffd")[1:20] in page.text.replace("\x00", "\ufffd")
+
+
+def test_pairs_are_the_largest_gaps_and_others_at_random(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", record())
+    users = [int(u) for u in re.findall(r"User likes films (\d+)", text)]
+    assert users[:12] == list(range(39, 27, -1))
+    assert len(users) == 24
+    assert len(set(users)) == 24
+    assert Page(text).text.count("prompt likes films") == 24
+
+
+@pytest.mark.parametrize(
+    ("run", "rows", "absent"),
+    [
+        ({}, (), ("Round by round", "Preference pairs", "The run itself", "What this run shows")),
+        (
+            dict(title="only results"),
+            ("history_only", "zero_shot"),
+            ("Round by round", "Preference pairs"),
+        ),
+        (dict(pairs=record()["pairs"]), (), ("Round by round", "What this run shows")),
+        (dict(rewards=record()["rewards"]), (), ("Preference pairs",)),
+        (dict(rounds=[{"round": 0, "heldout_reward": None}]), (), ("Round by round",)),
+        (
+            dict(pairs=record()["pairs"].clear(), rewards=record()["rewards"].clear()),
+            (),
+            ("Preference pairs",),
+        ),
+    ],
+)
+def test_what_is_missing_is_left_out(
+    tmp_path: Path, run: dict[str, Any], rows: tuple[str, ...], absent: tuple
+) -> None:
+    page = Page(write(tmp_path / "report.html", run, rows))
+    assert page.open == []
+    assert not [title for title in absent if title in page.text]
+    assert "How to read the numbers" in page.text
+    assert ("No row was evaluated" in page.text) == (not rows)
+
+
+def test_two_rerankers_get_a_section_each(tmp_path: Path) -> None:
+    both = pl.concat([frames(("history_only", "zero_shot")), frames(("history_only", "zero_shot"), "prm")])
+    rows = result_rows(both, task="rerank", dataset="x", protocol="strict", resamples=100)
+    write_report(tmp_path / "report.html", rows=rows, frames=both)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("svg") == 2
+    assert "DLCM" in page.text
+    assert "PRM" in page.text
+    assert "Beside the published numbers" not in page.text
+
+
+def test_equal_runs_write_equal_reports(tmp_path: Path) -> None:
+    a = write(tmp_path / "a.html", record(), ("history_only", "zero_shot"))
+    assert a == write(tmp_path / "b.html", record(), ("history_only", "zero_shot"))
+
+
+def test_facts_come_from_the_configuration_and_the_results(tmp_path: Path) -> None:
+    config = "name: small\nllm:\n  name: smol\npolicy:\n  rounds: 2\nevaluation: null\n"
+    page = Page(write(tmp_path / "report.html", {"config_yaml": config}, ("history_only", "zero_shot")))
+    for part in ("small", "smol", "ml-1m", "DPO rounds"):
+        assert part in page.text
+    assert "Folds" not in page.text
+    assert Page(write(tmp_path / "broken.html", {"config_yaml": "a: [b: {"})).open == []
+
+
+def test_controls_and_nan_are_in_the_tables_but_not_in_the_curves(tmp_path: Path) -> None:
+    nan = float("nan")
+    rounds = [
+        {
+            "round": 0,
+            "name": "zero_shot",
+            "heldout_reward": {"mean": 0.7, "ci95": [nan, nan], "n": 1},
+            "tie_rate": nan,
+        },
+        {"round": 1, "name": "random_pairs", "heldout_reward": {"mean": 0.9, "ci95": [0.8, 1.0], "n": 5}},
+    ]
+    text = write(tmp_path / "report.html", {"rounds": rounds})
+    page = Page(text)
+    assert "random_pairs" in page.text
+    assert "0.9000 [0.8000, 1.0000]" in page.text
+    assert "nan" not in page.text.split("How to read")[0].split("Round by round")[1]
+    assert "round 1" not in "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
