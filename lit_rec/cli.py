@@ -92,5 +92,7 @@ def _disk(error: OSError) -> UserError:
 
 def _prepare() -> None:
     """Settings that must be in the environment before torch is imported."""
+    # Threads that wait by spinning make every small operation ten times slower as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

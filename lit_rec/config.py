@@ -69,7 +69,7 @@ CHOICES = {
     "lists.negatives": ("uniform", "popularity", "retrieved"),
     "lists.initial_ranker": (None, "popularity", "bpr"),
     "knowledge.encode": ("answer", "kar", "both"),
-    "knowledge.items": ("attributes", "llm"),
+    "knowledge.item_text": ("attributes", "llm"),
     "reranker.architecture": ("dlcm", "prm", "setrank", "mir"),
     "reward.metric": ("ndcg", "map", "soft"),
     "reward.convention": ("standard", "kar"),
@@ -145,11 +145,11 @@ def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _targets(value, f"{prefix}{key}.")
 
 
-def _known_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    for key in node:
+def _known_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
         yield f"{prefix}{key}"
-        if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
-            yield from _known_keys(node[key], f"{prefix}{key}.")
+        if isinstance(value, dict):
+            yield from _known_keys(value, f"{prefix}{key}.")
 
 
 def _explain(error: Exception, path: str | Path) -> UserError:
@@ -169,7 +169,8 @@ def _explain(error: Exception, path: str | Path) -> UserError:
         return UserError(f"a value is missing: {text.splitlines()[0]}", where=where, fix="set it in the YAML file")
     if found and ("not in" in text or "Could not override" in text):
         key = found.group(1)
-        known = list(_known_keys(OmegaConf.structured(RLRFConfig)))
+        schema: Any = OmegaConf.to_container(OmegaConf.structured(RLRFConfig), resolve=False)
+        known = list(_known_keys(schema))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
             key.split(".")[-1], known, n=1, cutoff=0.6
         )

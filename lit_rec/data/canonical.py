@@ -94,12 +94,16 @@ def canonical(
             fix="add them to the item file, or remove their ratings",
         )
     # In the order of the files that describe them: `kar` splits users by id, and ids are in file order there.
-    kept_users = users.join(ratings.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
+    kept_users = users.join(
+        ratings.select("user_id").unique(), on="user_id", how="semi", maintain_order="left"
+    )
     undescribed = ratings.join(users, on="user_id", how="anti").select("user_id").unique(maintain_order=True)
     kept_users = pl.concat([kept_users, undescribed], how="diagonal").with_columns(
         pl.col(pl.String).fill_null("")
     )
-    kept_items = items.join(ratings.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
+    kept_items = items.join(
+        ratings.select("item_id").unique(), on="item_id", how="semi", maintain_order="left"
+    )
     padding = pl.DataFrame({"item_id": [""], "title": [""]})
     kept_items = pl.concat([padding, kept_items], how="diagonal").with_columns(
         pl.col("title").fill_null(""), *(pl.col(a).fill_null([]) for a in item_attributes)
@@ -110,11 +114,20 @@ def canonical(
         .join(kept_items.select("item_id").with_row_index("item"), on="item_id")
         .sort("line")
         .select(
-            pl.col("user", "item").cast(pl.Int32), pl.col("rating").cast(pl.Float32), pl.col("timestamp").cast(pl.Int64)
+            pl.col("user", "item").cast(pl.Int32),
+            pl.col("rating").cast(pl.Float32),
+            pl.col("timestamp").cast(pl.Int64),
         )
     )
     return RatingsData(
-        name, interactions, kept_users, kept_items, tuple(item_attributes), rating_max, positive_above, item_noun
+        name,
+        interactions,
+        kept_users,
+        kept_items,
+        tuple(item_attributes),
+        rating_max,
+        positive_above,
+        item_noun,
     )
 
 
@@ -165,27 +178,30 @@ def attribute_table(data: RatingsData) -> tuple[Tensor, list[int]]:
     return torch.from_numpy(np.concatenate(tables, axis=1)), widths
 
 
-ARTICLE = re.compile(r"^(?P<rest>.+), (?P<article>The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die|Los|Las)$")
+_ARTICLES = "The|A|An|Le|La|Les|L'|Il|El|Das|Der|Die|Los|Las"
+ARTICLE = re.compile(rf"(?P<before>^|\()(?P<rest>[^()]+), (?P<article>{_ARTICLES})\s*(?P<after>$|\)| \()")
 
 
 def natural_title(title: str) -> str:
-    """GroupLens writes the article last: "Matrix, The" -> "The Matrix".
+    """GroupLens writes the article last, in other names of a film too.
 
-    >>> natural_title("Matrix, The")
-    'The Matrix'
+    >>> natural_title("Tin Drum, The (Blechtrommel, Die)")
+    'The Tin Drum (Die Blechtrommel)'
     """
-    found = ARTICLE.match(title)
-    if not found:
-        return title
-    article = found["article"]
-    return f"{article}{'' if article.endswith(chr(39)) else ' '}{found['rest']}"
+
+    def first(found: re.Match[str]) -> str:
+        space = "" if found["article"].endswith("'") else " "
+        return f"{found['before']}{found['article']}{space}{found['rest']}{found['after']}"
+
+    # Twice, because a match that ends with " (" hides the name in the brackets from the search that follows.
+    return ARTICLE.sub(first, ARTICLE.sub(first, title))
 
 
 def split_title(titles: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """ "Matrix, The (1999)" -> ("The Matrix", 1999), for a whole column."""
+    """Split a column of titles: "Matrix, The (1999)" -> ("The Matrix", 1999); "(V)", a video, may follow the year."""
     parts = titles.to_frame("t").select(
-        pl.col("t").str.extract(r"^(.*?)\s*(?:\(\d{4}\))?\s*$").alias("title"),
-        pl.col("t").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int32).alias("year"),
+        pl.col("t").str.extract(r"^(.*?)\s*(?:\(\d{4}\)\s*(?:\(V\))?)?\s*$").alias("title"),
+        pl.col("t").str.extract(r"\((\d{4})\)\s*(?:\(V\))?\s*$").cast(pl.Int32).alias("year"),
     )
     natural = parts["title"].map_elements(natural_title, return_dtype=pl.String)
     return natural.alias("title"), parts["year"]
@@ -206,7 +222,10 @@ def bad_line(path: Path, number: int, line: str, expected: str) -> UserError:
     """The error for a line that is not as the format says."""
     shown = line if len(line) <= 120 else line[:117] + "..."
     return UserError(
-        f"malformed line: {shown!r}", where=f"{path}:{number}", why=f"expected {expected}", fix="correct or remove the line"
+        f"malformed line: {shown!r}",
+        where=f"{path}:{number}",
+        why=f"expected {expected}",
+        fix="correct or remove the line",
     )
 
 

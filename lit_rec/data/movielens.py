@@ -65,10 +65,25 @@ def _folder(root: str | None, url: str, md5: str, marker: str) -> Path:
                 fix=f"name the folder with {marker}, the zip file, or null to download it",
             )
     folder = unpacked_zip(path) if path.is_file() else path
-    found = next((p.parent for p in (folder / marker, *sorted(folder.glob(f"*/{marker}"))) if p.is_file()), None)
+    found = next(
+        (p.parent for p in (folder / marker, *sorted(folder.glob(f"*/{marker}"))) if p.is_file()), None
+    )
     if found is None:
-        raise UserError(f"{marker} not found in {path}", where="config key data.root", fix=f"get the data from {url}")
+        raise UserError(
+            f"{marker} not found in {path}", where="config key data.root", fix=f"get the data from {url}"
+        )
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a latin-1 file without the empty ones at its end (u.genre has one).
+
+    `str.splitlines` would also split at the bytes 0x85 and 0x1c, which are part of a text here.
+    """
+    lines = [line.removesuffix("\r") for line in path.read_bytes().decode("latin-1").split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def read_separated(path: Path, separator: str, names: list[str], expected: str) -> pl.DataFrame:
@@ -77,7 +92,7 @@ def read_separated(path: Path, separator: str, names: list[str], expected: str) 
     Raises:
         UserError: A line has another number of fields; the first one is named.
     """
-    lines = pl.Series("line", path.read_bytes().decode("latin-1").splitlines())
+    lines = pl.Series("line", _lines(path), dtype=pl.String)
     parts = lines.str.split(separator)
     wrong = (parts.list.len() != len(names)).arg_true()
     if len(wrong):
@@ -101,7 +116,10 @@ class MovieLens1M:
     def describe(self) -> dict[str, Any]:
         """What identifies the source."""
         folder = self._path()
-        return {"name": "ml-1m", "files": [stat_of(folder / f) for f in ("ratings.dat", "movies.dat", "users.dat")]}
+        return {
+            "name": "ml-1m",
+            "files": [stat_of(folder / f) for f in ("ratings.dat", "movies.dat", "users.dat")],
+        }
 
     def load(self) -> RatingsData:
         """Read the three files.
@@ -165,7 +183,7 @@ class MovieLens1M:
 
 
 def _first_bad_rating(path: Path) -> UserError:
-    for number, line in enumerate(path.read_bytes().decode("latin-1").splitlines(), 1):
+    for number, line in enumerate(_lines(path), 1):
         fields = line.split("::")
         if len(fields) != 4 or not all(f.lstrip("-").isdigit() for f in fields):
             return bad_line(path, number, line, "UserID::MovieID::Rating::Timestamp, whole numbers")
@@ -182,7 +200,11 @@ class MovieLens100K:
 
     def __init__(self, *, root: str | None = None, source: str = "recbole") -> None:
         if source not in ("recbole", "grouplens"):
-            raise UserError(f"data.source: {source} is not possible", where="config key data.source", fix="use recbole or grouplens")
+            raise UserError(
+                f"data.source: {source} is not possible",
+                where="config key data.source",
+                fix="use recbole or grouplens",
+            )
         self.root, self.source = root, source
 
     def _atomic(self) -> AtomicFiles | None:
@@ -227,15 +249,18 @@ class MovieLens100K:
     def _grouplens(folder: Path) -> RatingsData:
         source = f"get the data from {ML100K_URL}"
         path = need_file(folder / "u.data", "the ratings", source)
-        ratings = read_separated(path, "\t", ["user_id", "item_id", "rating", "timestamp"], "user, item, rating, time")
+        ratings = read_separated(
+            path, "\t", ["user_id", "item_id", "rating", "timestamp"], "user, item, rating, time"
+        )
         numbers = ratings.select(pl.col("rating", "timestamp").cast(pl.Int64, strict=False))
         wrong = numbers.select(pl.any_horizontal(pl.all().is_null()).alias("w"))["w"].arg_true()
         if len(wrong):
             row = int(wrong[0])
             raise bad_line(path, row + 1, "\t".join(ratings.row(row)), "whole numbers as rating and time")
         ratings = ratings.with_columns(numbers)
-        genres = read_separated(need_file(folder / "u.genre", "the genres", source), "|", ["genre", "n"], "genre|number")
-        genres = genres.filter(pl.col("genre") != "")
+        genres = read_separated(
+            need_file(folder / "u.genre", "the genres", source), "|", ["genre", "n"], "genre|number"
+        )
         flags = [f"g{i}" for i in range(len(genres))]
         movies = read_separated(
             need_file(folder / "u.item", "the movies", source),
@@ -245,7 +270,9 @@ class MovieLens100K:
         )
         title, year = split_title(movies["title"])
         names = genres["genre"].to_list()
-        listed = pl.concat_list([pl.when(pl.col(f) == "1").then(pl.lit(g)) for f, g in zip(flags, names, strict=True)])
+        listed = pl.concat_list(
+            [pl.when(pl.col(f) == "1").then(pl.lit(g)) for f, g in zip(flags, names, strict=True)]
+        )
         items = movies.with_columns(title, year, listed.list.drop_nulls().alias("genres")).select(
             "item_id", "title", "year", "genres"
         )

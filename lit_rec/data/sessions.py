@@ -20,7 +20,10 @@ def batch_of(lists: ListSet, index: Tensor, history: bool = False) -> Batch:
     users = lists.user[index]
     batch = {"user": users, "items": lists.items[index], "labels": lists.labels[index], "list": index}
     if history:
-        batch |= {"history_items": lists.history_items[users], "history_ratings": lists.history_ratings[users]}
+        batch |= {
+            "history_items": lists.history_items[users],
+            "history_ratings": lists.history_ratings[users],
+        }
     return batch
 
 

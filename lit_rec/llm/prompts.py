@@ -91,7 +91,7 @@ class Prompts:
         return "; ".join(f'"{titles[i]}", {r:g} star{"" if r == 1 else "s"}' for i, r in shown)
 
     def item_text(self, item: int) -> str:
-        """Title, year and attributes of an item: also what `knowledge.items: attributes` encodes."""
+        """Title, year and attributes of an item: also what `knowledge.item_text: attributes` encodes."""
         row = self.data.items.row(item, named=True)
         year = f" ({row['year']})" if row.get("year") else ""
         attributes = "; ".join(", ".join(row[name]) for name in self.data.item_attributes if row[name])

@@ -40,8 +40,8 @@ def make_pairs(
         pl.len().alias("answers"),
     )
     gap = pl.col("chosen_reward") - pl.col("rejected_reward")
-    counts = {
-        "users": float(len(ends)),
+    counts: dict[str, float] = {
+        "users": len(ends),
         "reward_mean": _mean(rewards["reward"]),
         "reward_spread": _mean(ends.select(gap.alias("gap"))["gap"]),
         "unique_answer_rate": float(ends["unique"].sum()) / max(float(ends["answers"].sum()), 1.0),
@@ -54,7 +54,7 @@ def make_pairs(
     pairs = kept.select("user", "chosen", "rejected", "chosen_reward", "rejected_reward")
     if rule == "random":
         pairs = _random_pairs(rewards, pairs["user"], seed)
-    counts["pairs"] = float(len(pairs))
+    counts["pairs"] = len(pairs)
     return pairs, counts
 
 

@@ -192,8 +192,8 @@ class Ground:
             return {"items": len(texts), "histories": len(histories)}
 
         k = self.cfg.knowledge
-        key: dict[str, Any] = {"encoder": self.encoder_key, "items": k.items}
-        if k.items == "llm":
+        key: dict[str, Any] = {"encoder": self.encoder_key, "item_text": k.item_text}
+        if k.item_text == "llm":
             key |= {"item_tokens": k.item_tokens, "prompt": plain(self.cfg.prompt), "llm": plain(self.cfg.llm)}
         folder = self.run.run_stage("knowledge", build, key=key, after=("lists",))
         return load_file(folder / "vectors.safetensors")
@@ -202,7 +202,7 @@ class Ground:
         """What is known of each item: title and attributes, or the LLM's description with the title in front."""
         items = range(1, self.data.n_items + 1)
         plain_texts = [self.prompts.item_text(i) for i in items]
-        if self.cfg.knowledge.items == "attributes":
+        if self.cfg.knowledge.item_text == "attributes":
             return plain_texts
         settings = SamplingSettings(self.cfg.knowledge.item_tokens, self.cfg.llm.temperature, self.cfg.llm.top_p)
         with step("items: the LLM describes", len(plain_texts), "answers") as progress:

@@ -114,6 +114,10 @@ class Loop:
         folder = self.stage(f"{state}/answers", build, key, "split", *self._policy_of(state))
         return self.table(f"{state}/answers", folder, "answers.parquet")
 
+    def kept_answers(self, state: str) -> pl.DataFrame:
+        """The answers of a finished run in this state; the LLM is not asked."""
+        return pl.read_parquet(self.run.stage(self.name(f"{state}/answers")) / "answers.parquet")
+
     def _policy_of(self, state: str) -> tuple[str, ...]:
         return () if state == "zero_shot" else (f"{state}/policy",)
 
@@ -175,7 +179,7 @@ class Loop:
         if state in self._reward_models:
             return self._reward_models[state]
         reward = self.cfg.reward
-        vectors = self.user_vectors(state, self.cfg.knowledge.encode)
+        items, vectors = self.ground.item_vectors, self.user_vectors(state, self.cfg.knowledge.encode)
         if state != "zero_shot":  # refresh: train on each training user's best answer
             vectors = self._best_vectors(state, vectors)
 
@@ -189,7 +193,7 @@ class Loop:
                     seed=self.cfg.seed,
                     **self.ground.reranker_arguments(selection=None if len(self.splits.validation) else "last"),
                     user_vectors=vectors,
-                    item_vectors=self.ground.item_vectors,
+                    item_vectors=items,
                 )
                 progress(reward.folds)
             for number, one in enumerate(fitted.fitted):
@@ -202,7 +206,7 @@ class Loop:
         folder = self.stage(f"{state}/reward_model", build, key, "/knowledge", f"{state}/vectors", *previous)
         saved = load_file(folder / "folds.safetensors")
         fitted = [
-            load_reranker(folder / f"fold_{n}", user_vectors=saved["user_vectors"], item_vectors=self.ground.item_vectors)
+            load_reranker(folder / f"fold_{n}", user_vectors=saved["user_vectors"], item_vectors=items)
             for n in range(reward.folds)
         ]
         self._reward_models[state] = CrossFit(fitted, saved["fold_of"])
@@ -230,19 +234,19 @@ class Loop:
         Returns:
             user, sample, text, tokens, split, reward; users without a candidate list left out.
         """
-        answers = self.answers(state)
+        answers, vectors = self.answers(state), self.vectors(state)
         judge = self.judge_of(state)
         model = self.reward_model(judge)
 
         def build(work: Path) -> dict[str, Any]:
             table = answers.with_row_index("row").filter(pl.col("split") != "test")
             users = table["user"].to_torch().long()
-            vectors = self._answer_vectors(self.vectors(state), answers, self.cfg.knowledge.encode)
+            encoded = self._answer_vectors(vectors, answers, self.cfg.knowledge.encode)
             reward = self.cfg.reward
             with step(f"{state}: scoring", len(table), "answers") as progress:
                 values = model.answer_rewards(
                     self.ground.lists,
-                    vectors[table["row"].to_torch().long()],
+                    encoded[table["row"].to_torch().long()],
                     users,
                     reward=reward.metric,
                     k=reward.k,
@@ -286,6 +290,7 @@ class Loop:
 
     def keep_policy(self, state: str, before: str, rule: str, settings: Any, build: Build) -> Path:
         """The adapter of a state and how its training went."""
+        self.pairs(before, rule)
         key = {"policy": plain(settings), "precision": self.cfg.trainer.precision, "seed": self.cfg.seed}
         return self.stage(f"{state}/policy", build, key, f"{before}/pairs_{rule}")
 
@@ -324,7 +329,7 @@ class Loop:
                         seed=self.cfg.seed + 1000 * seed,
                         **self.ground.reranker_arguments(selection=self.cfg.evaluation.selection),
                     )
-                    frames.append(self._measure(name, seed, fitted.module))
+                    frames.append(self.measure(name, seed, fitted.module))
                     values.append({"epoch": fitted.best_epoch, "value": round(fitted.best_value, 5)})
                     if seed == 0:
                         save_reranker(fitted, work / "reranker")
@@ -340,12 +345,13 @@ class Loop:
             "evaluation": {k: evaluation[k] for k in ("seeds", "ks", "selection")},
             "seed": self.cfg.seed,
         }
-        folder = self.stage(f"rows/{name}", build, key, "split", "/knowledge", *after)
+        folder = self.stage(f"rows/{name}", build, key, "split", *(["/knowledge"] if item is not None else []), *after)
         return self.table(f"rows/{name}", folder, "metrics.parquet")
 
-    def _measure(self, name: str, seed: int, module: Any) -> pl.DataFrame:
+    def measure(self, name: str, seed: int, module: Any, splits: tuple[str, ...] = ("validation", "test")) -> pl.DataFrame:
+        """Per-list metrics of a trained reranker on held-out users."""
         frames = []
-        for split in ("validation", "test"):
+        for split in splits:
             index = self.ground.lists.of_users(getattr(self.splits, split))
             if not len(index):
                 continue
@@ -363,6 +369,13 @@ class Loop:
             about = {"row": name, "reranker": self.cfg.reranker.architecture, "seed": seed, "fold": self.fold, "split": split}
             frames.append(pl.DataFrame(columns).select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]))
         return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
+
+    def states(self) -> list[tuple[int, str]]:
+        """(number of rounds behind it, state) of every state of the LLM that has rewards."""
+        names = [(0, "zero_shot"), *((k, f"round_{k}") for k in range(1, self.cfg.policy.rounds + 1))]
+        controls = self.cfg.evaluation.controls
+        names += [(1, name) for name in ("random_pairs", "best_of_n") if controls[name]]
+        return names if self.cfg.policy.rounds > 0 else []
 
     # --- what a state amounts to --------------------------------------------------------------------------------------
 

@@ -123,7 +123,6 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
             log_every_n_steps=1,
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=False,
             num_sanity_val_steps=0,
         )
         resume = {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
@@ -139,7 +138,6 @@ def revisit(loop: Loop, outer: RoundCallback, rule: str, settings: Any) -> None:
 
     for number in range(1, outer.rounds + 1):
         before, state = outer.state_of(number - 1), outer.state_of(number)
-        loop.pairs(before, rule)
         loop.keep_policy(state, before, rule, settings, never)
         loop.rewards(state)
         loop.keep_divergence(state, never)

@@ -7,6 +7,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,16 +17,20 @@ from typing import Any
 import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 
 from lit_rec import __version__
+from lit_rec.data.lists import ListSet
 from lit_rec.errors import UserError
 from lit_rec.recipes import rlrf
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import load_reranker
+from lit_rec.run.candidates import rank_table, read_lists, test_lists
+from lit_rec.rerankers.module import RerankerModule
+from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.folder import LIBRARIES, RunFolder, write_atomic
-from lit_rec.run.predicting import predict
 from lit_rec.run.progress import console
 from lit_rec.run.report import write_report
 from lit_rec.run.results import render_table, result_rows, write_results
@@ -45,8 +50,9 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         keep_final(loops[0], run)
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
-        report(cfg, run, rows, frames, loops, environment)
-        console.print(render_table(rows, frames))
+        comparisons = compare_rows(frames, choose_headline(frames, convention=convention_of(cfg)), seed=cfg.seed)
+        report(cfg, run, rows, frames, loops[0], environment, comparisons)
+        console.print(render_table(rows, frames, headline=choose_headline(frames, convention=convention_of(cfg)), comparisons=comparisons))
         made = loops[0].ground.store.generated
         console.print(
             f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store. "
@@ -55,6 +61,11 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
             f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
             highlight=False,
         )
+
+
+def convention_of(cfg: DictConfig) -> str:
+    """The metric convention of the headline: KAR's own under its protocol, else the standard one."""
+    return "kar" if cfg.lists.protocol == "kar" else "standard"
 
 
 def final_row(loop: Loop) -> str:
@@ -92,39 +103,25 @@ def report(
     run: RunFolder,
     rows: list[dict[str, Any]],
     frames: pl.DataFrame,
-    loops: list[Loop],
+    loop: Loop,
     environment: dict[str, Any],
+    comparisons: Any,
 ) -> None:
-    """Write report.html from the first split's rounds and all splits' rows."""
-    loop = loops[0]
-    states = loop.states() if cfg.policy.rounds > 0 else []
-    rounds = [{"round": number, **loop.summary(state)} for number, state in states]
-    seconds = {entry["name"]: entry["seconds"] for entry in run.log}
-    for one in rounds:
-        prefix = loop.name(f"{one['name']}/")
-        one["seconds"] = sum(s for name, s in seconds.items() if name.startswith(prefix))
-        one["validation"] = loop.validation(frames, one["name"])
-    ids = loop.ground.data.users["user_id"]
-    rewards = [
-        loop.rewards(state)
-        .filter(pl.col("split") == "train")
-        .with_columns(pl.lit(number).alias("round"), pl.col("user").map_elements(lambda u: ids[u], pl.String).alias("user_id"))
-        for number, state in states
-        if loop.cfg.policy.rounds > 0 and not loop.is_control(state)
-    ]
-    pairs = [
-        loop.pairs(state, cfg.pairs.rule).select(
-            pl.lit(number + 1).alias("round"),
-            "user_id",
-            pl.col("prompt").list.last().struct.field("content"),
-            pl.col("chosen").list.first().struct.field("content"),
-            pl.col("rejected").list.first().struct.field("content"),
-            "chosen_reward",
-            "rejected_reward",
-        )
-        for number, state in states
-        if loop.samples_of(state) > 1
-    ]
+    """Write report.html: the rows of all splits, the rounds and examples of the first one."""
+    rounds, rewards, pairs = [], [], []
+    for number, state in loop.states():
+        stages = [e["seconds"] for e in run.log if e["name"].startswith(loop.name(f"{state}/"))]
+        validation = {
+            f"{r['metric']}|{r['convention']}": r for r in rows if r["row"] == state and r["split"] == "validation"
+        }
+        rounds.append({"round": number, **loop.summary(state), "seconds": sum(stages), "validation": validation})
+        if state == "zero_shot" or state.startswith("round_"):
+            rewards.append(_named(loop, loop.rewards(state).filter(pl.col("split") == "train"), number))
+        if loop.samples_of(state) > 1:
+            rule = cfg.pairs.rule
+            text = {name: pl.col(name).list.last().struct.field("content") for name in ("prompt", "chosen", "rejected")}
+            columns = [pl.lit(number + 1).alias("round"), "user_id", "chosen_reward", "rejected_reward"]
+            pairs.append(loop.pairs(state, rule).with_columns(**text).select(*columns, *text))
     write_report(
         run.path / "report.html",
         rows=rows,
@@ -135,7 +132,14 @@ def report(
         stages=run.log,
         config_yaml=OmegaConf.to_yaml(cfg),
         environment=environment,
+        comparisons=comparisons,
     )
+
+
+def _named(loop: Loop, rewards: pl.DataFrame, number: int) -> pl.DataFrame:
+    """Rewards with the round's number and the users' own ids."""
+    ids = loop.ground.data.users.select("user_id").with_row_index("user").cast({"user": rewards["user"].dtype})
+    return rewards.join(ids, on="user", maintain_order="left").with_columns(pl.lit(number).alias("round"))
 
 
 def describe_environment(seconds: float) -> dict[str, Any]:
@@ -172,33 +176,73 @@ def finished_run(cfg: DictConfig) -> RunFolder:
     return RunFolder(cfg.run.dir)
 
 
-def show(split: str) -> Callable[[DictConfig, argparse.Namespace], None]:
-    """The command that measures the kept reranker on a split."""
+def final_reranker(cfg: DictConfig, run: RunFolder) -> tuple[Loop, str, RerankerModule]:
+    """The kept reranker with its knowledge, its split and its row."""
+    ground = Ground(cfg, run)
+    about = json.loads((run.path / "reranker" / "row.json").read_text())
+    loop = Loop(ground, ground.keep_split(about["fold"]), about["fold"])
+    file = run.path / "reranker" / "knowledge.safetensors"
+    knowledge = load_file(file) if file.is_file() else {}
+    fitted = load_reranker(
+        run.path / "reranker", user_vectors=knowledge.get("user"), item_vectors=knowledge.get("item")
+    )
+    return loop, about["row"], fitted.module
 
-    def command(cfg: DictConfig, args: argparse.Namespace) -> None:
-        with finished_run(cfg) as run:
-            ground = Ground(cfg, run)
-            about = json.loads((run.path / "reranker" / "row.json").read_text())
-            loop = Loop(ground, ground.keep_split(about["fold"]), about["fold"])
-            fitted = load_reranker(run.path / "reranker", **loop.kept_knowledge(run.path / "reranker"))
-            frame = loop.measure(about["row"], 0, fitted.module).filter(pl.col("split") == split)
-            if frame.is_empty():
-                raise UserError(
-                    f"there are no {split} users",
-                    where=f"config key evaluation.{split}",
-                    fix=f"hold some out: evaluation.{split}=0.1",
-                )
-            rows = result_rows(frame, task="reranking", dataset=ground.data.name, protocol=cfg.lists.protocol)
-            console.print(f"final reranker ({about['row']}, fold {about['fold']}), {split} users", highlight=False)
-            console.print(render_table(rows, frame))
 
-    return command
+def show(cfg: DictConfig, split: str) -> None:
+    """Measure the kept reranker on a split and print the table."""
+    with finished_run(cfg) as run:
+        loop, row, module = final_reranker(cfg, run)
+        if not len(getattr(loop.splits, split)):
+            raise UserError(
+                f"there are no {split} users",
+                where=f"config key evaluation.{split}",
+                fix=f"hold some out: evaluation.{split}=0.1",
+            )
+        frame = loop.measure(row, 0, module, (split,))
+        protocol = cfg.lists.protocol
+        rows = result_rows(frame, task="reranking", dataset=loop.ground.data.name, protocol=protocol, seed=cfg.seed)
+        headline = choose_headline(frame, convention=convention_of(cfg), split=split)
+        console.print(f"final reranker: {row}, fold {loop.fold}, {split} users", highlight=False)
+        console.print(render_table(rows, frame, headline=headline))
+
+
+def predict(cfg: DictConfig, source: str | None, target: Path) -> None:
+    """Rank candidate lists with the kept reranker.
+
+    Args:
+        cfg: The run's configuration.
+        source: Parquet or CSV with user_id, item_id and optionally list_id; None: the test users' own lists.
+        target: Parquet: list_id, user_id, rank (from 1), item_id, title, score, knowledge (the LLM's text on the user).
+
+    Raises:
+        UserError: The input is missing a column or names an unknown user or item.
+    """
+    with finished_run(cfg) as run:
+        loop, row, module = final_reranker(cfg, run)
+        data, lists = loop.ground.data, loop.ground.lists
+        wanted = test_lists(loop) if source is None else read_lists(Path(source), data)
+        lists = ListSet(
+            wanted.user, wanted.items, torch.zeros(wanted.items.shape), lists.history_items, lists.history_ratings
+        )
+        scores = score_lists(module, lists, torch.arange(len(lists.user)))
+        texts = {} if loop.cfg.policy.rounds == 0 else knowledge_texts(loop, row)
+        ranked = rank_table(lists, scores, wanted.names, data, texts)
+        with tempfile.NamedTemporaryFile(dir=target.resolve().parent, suffix=".parquet", delete=False) as work:
+            ranked.write_parquet(work.name)
+        os.replace(work.name, target)
+        console.print(f"{len(lists.user):,} lists ranked by {row} -> {target}", highlight=False)
+
+
+def knowledge_texts(loop: Loop, state: str) -> dict[int, str]:
+    """What the LLM wrote about each user in a state."""
+    answers = loop.kept_answers(state).filter(pl.col("sample") == 0)
+    return dict(answers.select("user", "text").rows())
 
 
 COMMANDS: dict[str, Callable[[DictConfig, argparse.Namespace], None]] = {
     "fit": fit,
-    "validate": show("validation"),
-    "test": show("test"),
-    "predict": lambda cfg, args: predict(cfg, finished_run(cfg), args.input, Path(args.output)),
+    "validate": lambda cfg, args: show(cfg, "validation"),
+    "test": lambda cfg, args: show(cfg, "test"),
+    "predict": lambda cfg, args: predict(cfg, args.input, Path(args.output)),
 }
-_ = score_lists
