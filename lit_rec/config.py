@@ -176,7 +176,7 @@ def _explain(error: Exception, path: str | Path) -> UserError:
         )
         fix = f"did you mean '{near[0]}'?" if near else "`python -m lit_rec show-config` lists every key"
         return UserError(f"unknown config key '{key}'", where=where, fix=fix)
-    line = re.search(r'line (\d+), column (\d+)', text)
+    line = re.search(r"line (\d+), column (\d+)", text)
     if line:
         where = f"{path}:{line.group(1)}"
     why = " ".join(text.split())[:400]

@@ -19,6 +19,7 @@ class TextEncoder:
         dtype: "auto", "float32", "bfloat16" or "float16".
         batch_size: Chunks per forward pass.
         max_tokens: Tokens per chunk, special tokens included.
+
     Raises:
         UserError: The encoder cannot be loaded.
     """

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from lit_rec.llm.loading import fingerprint, load_llm, local_source
 from lit_rec.llm.prompts import Messages
@@ -56,7 +55,7 @@ class LanguageModel:
         return f"{fingerprint(self.source, self.cfg.revision)}-{kind}"
 
     @cached_property
-    def _loaded(self) -> tuple[PeftModel, PreTrainedTokenizerBase, dict[str, Tensor]]:
+    def _loaded(self) -> tuple[Any, Any, dict[str, Tensor]]:
         base, tokenizer = load_llm(self.cfg, self.device, self.cache)
         targets: Any = self.lora.targets if self.lora.targets == "all-linear" else self.lora.targets.split(",")
         config = PeftLoraConfig(
@@ -78,12 +77,12 @@ class LanguageModel:
         return model, tokenizer, initial
 
     @property
-    def model(self) -> PeftModel:
-        """The model with its adapter."""
+    def model(self) -> Any:
+        """The `PeftModel`: the base with its adapter."""
         return self._loaded[0]
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return self._loaded[1]
 

@@ -7,10 +7,11 @@ repeated per answer and the answers are written together, token by token.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lit_rec.errors import UserError
@@ -56,7 +57,9 @@ class _BufferLayer(DynamicLayer):
     def _show(self) -> None:
         self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append [rows, heads, new, dim] and return all."""
         if not self.is_initialized:
             self.start(key_states[:, :, :0], value_states[:, :, :0])
@@ -66,6 +69,11 @@ class _BufferLayer(DynamicLayer):
         self.length = end
         self._show()
         return self.keys, self.values
+
+    def repeat(self, repeats: Tensor) -> None:
+        """Repeat row i `repeats[i]` times."""
+        keys, values = (t[:, :, : self.length].repeat_interleave(repeats, 0) for t in (self._keys, self._values))
+        self.start(keys, values)
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows."""
@@ -135,7 +143,7 @@ class Sampler:
 
     """
 
-    def __init__(self, model: PreTrainedModel | nn.Module, settings: SamplingSettings, stop_ids: Sequence[int]) -> None:
+    def __init__(self, model: Any, settings: SamplingSettings, stop_ids: Sequence[int]) -> None:
         self.model, self.settings = model, settings
         self.stop = torch.tensor(sorted(set(stop_ids)), device=model.device)
         self._prefix: tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]] = ((), [])
@@ -172,9 +180,9 @@ class Sampler:
         generator = torch.Generator(device).manual_seed(seed)
         logits, layers, mask, position = self._prefill(prompts)
         repeats = torch.tensor(list(counts), device=device)
-        cache = Cache(layers=layers)
+        cache = Cache(layers=list(layers))
         for layer in layers:
-            layer.start(layer.keys.repeat_interleave(repeats, 0), layer.values.repeat_interleave(repeats, 0))
+            layer.repeat(repeats)
         logits, mask, position = (t.repeat_interleave(repeats, 0) for t in (logits, mask, position))
         rows = torch.arange(len(logits), device=device)
         written = torch.full((len(rows), self.settings.max_new_tokens), -1, dtype=torch.long, device=device)
@@ -231,7 +239,7 @@ class Sampler:
             ids,
             attention_mask=full[:, None],
             position_ids=position[:, len(prefix) :],
-            past_key_values=Cache(layers=layers),
+            past_key_values=Cache(layers=list(layers)),
             use_cache=True,
             logits_to_keep=1,
         )

@@ -140,7 +140,5 @@ def user_mean(values: Tensor, users: Tensor) -> Tensor:
     """
     _, row, counts = users.unique(return_inverse=True, return_counts=True)
     # Summed in double precision: the order in which lists arrive must not show in the result.
-    sums = values.new_zeros(len(counts), *values.shape[1:], dtype=torch.float64).index_add_(
-        0, row, values.double()
-    )
+    sums = values.new_zeros(len(counts), *values.shape[1:], dtype=torch.float64).index_add_(0, row, values.double())
     return (sums / counts.view(-1, *[1] * (values.dim() - 1))).mean(dim=0).float()

@@ -114,7 +114,7 @@ class DPOPolicy(L.LightningModule):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         return torch.optim.AdamW(trained, lr=self.cfg.lr, weight_decay=self.cfg.weight_decay)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapter alone: a checkpoint holds what trains."""
         return get_peft_model_state_dict(self.model)
 

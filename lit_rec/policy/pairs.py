@@ -14,7 +14,12 @@ from lit_rec.policy.sequences import Example, collate, encode_chat
 
 
 def make_pairs(
-    rewards: pl.DataFrame, *, rule: str = "best_worst", min_gap: float = 0.0, max_pairs: int | None = None, seed: int = 0
+    rewards: pl.DataFrame,
+    *,
+    rule: str = "best_worst",
+    min_gap: float = 0.0,
+    max_pairs: int | None = None,
+    seed: int = 0,
 ) -> tuple[pl.DataFrame, dict[str, float]]:
     """One pair per user: the best answer against the worst (RLRF4Rec section 1.1).
 
@@ -80,7 +85,9 @@ def _random_pairs(rewards: pl.DataFrame, users: pl.Series, seed: int) -> pl.Data
     return picked.sort("user")
 
 
-def conversational(pairs: pl.DataFrame, prompts: Sequence[list[dict[str, str]]], user_ids: Sequence[str]) -> pl.DataFrame:
+def conversational(
+    pairs: pl.DataFrame, prompts: Sequence[list[dict[str, str]]], user_ids: Sequence[str]
+) -> pl.DataFrame:
     """The pairs in TRL's conversational preference form, which any preference trainer reads.
 
     Returns:
@@ -154,9 +161,7 @@ class PreferenceDataModule(L.LightningDataModule):
     def encode(self, table: pl.DataFrame) -> list[Example]:
         """Tokenize pairs in the conversational form."""
         rows = zip(table["prompt"].to_list(), table["chosen"].to_list(), table["rejected"].to_list(), strict=True)
-        return [
-            encode_chat(self.tokenizer, p, [c[0]["content"], r[0]["content"]], self.max_length) for p, c, r in rows
-        ]
+        return [encode_chat(self.tokenizer, p, [c[0]["content"], r[0]["content"]], self.max_length) for p, c, r in rows]
 
     def set_round(self, examples: list[Example], ref_logps: Tensor) -> None:
         """Serve these pairs from now on.

@@ -93,7 +93,7 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """log pi(answer | prompt), summed over the answer's tokens.
+    """Log pi(answer | prompt), summed over the answer's tokens.
 
     Args:
         model: A causal language model (or its PEFT wrapper).

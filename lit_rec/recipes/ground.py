@@ -177,9 +177,7 @@ class Ground:
 
         def build(work: Path) -> dict[str, Any]:
             texts = self._item_texts()
-            histories = [
-                self.prompts.history_text(u, limit=self.cfg.lists.history) for u in range(self.data.n_users)
-            ]
+            histories = [self.prompts.history_text(u, limit=self.cfg.lists.history) for u in range(self.data.n_users)]
             with step("encoding items and histories", len(texts) + len(histories), "texts") as progress:
                 vectors = self.encoder.encode(texts, progress=progress)
                 padding = torch.zeros(1, vectors.shape[1])

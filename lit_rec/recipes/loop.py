@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_rec.config import plain
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Messages
-from lit_rec.metrics.ranking import METRICS, ranking_metrics
+from lit_rec.metrics.ranking import METRICS, Convention, ranking_metrics
 from lit_rec.policy.pairs import conversational, make_pairs
 from lit_rec.recipes.ground import Ground
 from lit_rec.rerankers.rewards import CrossFit, cross_fit, score_lists
@@ -26,7 +26,7 @@ from lit_rec.rerankers.training import fit_reranker, load_reranker, save_reranke
 from lit_rec.run.progress import step
 from lit_rec.run.statistics import mean_over_users
 
-CONVENTIONS = ("kar", "standard")
+CONVENTIONS: tuple[Convention, ...] = ("kar", "standard")
 Build = Callable[[Path], Mapping[str, Any] | None]
 
 
@@ -48,9 +48,7 @@ class Loop:
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
-    def stage(
-        self, name: str, build: Build, key: dict[str, Any], *after: str
-    ) -> Path:
+    def stage(self, name: str, build: Build, key: dict[str, Any], *after: str) -> Path:
         """A stage of this split; `after` names stages of this split, or of the ground with a leading slash."""
         before = tuple(a[1:] if a.startswith("/") else self.name(a) for a in after)
         return self.run.run_stage(self.name(name), build, key=key, after=before)
@@ -301,7 +299,9 @@ class Loop:
 
     # --- rows of the result table ---------------------------------------------------------------------------------------
 
-    def evaluate_row(self, name: str, *, user: Tensor | None, item: Tensor | None, after: tuple[str, ...]) -> pl.DataFrame:
+    def evaluate_row(
+        self, name: str, *, user: Tensor | None, item: Tensor | None, after: tuple[str, ...]
+    ) -> pl.DataFrame:
         """Train the reranker with this knowledge, once per seed, and measure it on validation and test users.
 
         Args:
@@ -348,7 +348,9 @@ class Loop:
         folder = self.stage(f"rows/{name}", build, key, "split", *(["/knowledge"] if item is not None else []), *after)
         return self.table(f"rows/{name}", folder, "metrics.parquet")
 
-    def measure(self, name: str, seed: int, module: Any, splits: tuple[str, ...] = ("validation", "test")) -> pl.DataFrame:
+    def measure(
+        self, name: str, seed: int, module: Any, splits: tuple[str, ...] = ("validation", "test")
+    ) -> pl.DataFrame:
         """Per-list metrics of a trained reranker on held-out users."""
         frames = []
         for split in splits:
@@ -366,7 +368,13 @@ class Loop:
                 columns.update(
                     {f"{m}|{convention}": v.numpy() for m, v in measured.items() if m.split("@")[0] in METRICS}
                 )
-            about = {"row": name, "reranker": self.cfg.reranker.architecture, "seed": seed, "fold": self.fold, "split": split}
+            about = {
+                "row": name,
+                "reranker": self.cfg.reranker.architecture,
+                "seed": seed,
+                "fold": self.fold,
+                "split": split,
+            }
             frames.append(pl.DataFrame(columns).select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]))
         return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
 
@@ -390,18 +398,22 @@ class Loop:
             "heldout_reward": {"mean": judged.mean, "ci95": [judged.low, judged.high], "n": judged.n},
             "train_reward_mean": train["reward"].mean(),
             "answer_tokens_mean": answers["tokens"].mean(),
-            "cut_rate": float((answers["finish"] == "length").mean() or 0.0),
+            "cut_rate": len(answers.filter(pl.col("finish") == "length")) / max(len(answers), 1),
             "unique_answer_rate": answers["text"].n_unique() / max(len(answers), 1),
             "distinct_2": distinct_n(answers.filter(pl.col("sample") == 0)["text"].to_list(), 2),
             "reward_length_correlation": within_user_correlation(train, "reward", "tokens"),
         }
         if self.samples_of(state) > 1:
             self.pairs(state, "best_worst")
-            found.update(json.loads((self.run.stage(self.name(f"{state}/pairs_best_worst")) / "counts.json").read_text()))
+            found.update(
+                json.loads((self.run.stage(self.name(f"{state}/pairs_best_worst")) / "counts.json").read_text())
+            )
         policy = self.run.stage(self.name(f"{state}/policy"))
         if state != "zero_shot" and (policy / "training.json").is_file():
             found["train"] = json.loads((policy / "training.json").read_text())
-            found["train"] |= json.loads((self.run.stage(self.name(f"{state}/divergence")) / "divergence.json").read_text())
+            found["train"] |= json.loads(
+                (self.run.stage(self.name(f"{state}/divergence")) / "divergence.json").read_text()
+            )
         return found
 
 

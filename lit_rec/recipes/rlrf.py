@@ -1,9 +1,9 @@
 """RLRF4Rec (arXiv 2410.05939), top to bottom as in the paper's algorithm, with the controls that test its claim.
 
-    knowledge of every user and item from the base LLM -> vectors
-    reward model <- the reranker, trained with that knowledge
-    for round t = 1..T: sample N answers per training user, score each with the reranker, best against worst, DPO on LoRA
-    knowledge of every user from the tuned LLM -> the final reranker -> test
+knowledge of every user and item from the base LLM -> vectors
+reward model <- the reranker, trained with that knowledge
+for round t = 1..T: sample N answers per training user, score each with the reranker, best against worst, DPO on LoRA
+knowledge of every user from the tuned LLM -> the final reranker -> test
 """
 
 from pathlib import Path
@@ -125,7 +125,7 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        resume = {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
+        resume: dict[str, Any] = {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
         trainer.fit(policy, datamodule=data, **resume)
     return states
 

@@ -81,9 +81,7 @@ class ItemFeatures(nn.Module):
         if self.attribute is not None:
             # One bag per item and attribute: the mean over its values, without a tensor of all of them.
             for values in self.attributes[items].split(self.widths, dim=-1):
-                bag = F.embedding_bag(
-                    values.flatten(0, -2), self.attribute.weight, mode="mean", padding_idx=0
-                )
+                bag = F.embedding_bag(values.flatten(0, -2), self.attribute.weight, mode="mean", padding_idx=0)
                 parts.append(bag.view(*items.shape, self.dim))
         return torch.cat(parts, dim=-1)
 

@@ -89,7 +89,5 @@ def get_loss(name: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
         UserError: when there is none of that name.
     """
     if name not in LOSSES:
-        raise UserError(
-            f"There is no reranker loss {name!r}.", fix=f"Write one of {', '.join(LOSSES)}, or default."
-        )
+        raise UserError(f"There is no reranker loss {name!r}.", fix=f"Write one of {', '.join(LOSSES)}, or default.")
     return LOSSES[name]

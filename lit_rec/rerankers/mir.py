@@ -53,12 +53,8 @@ class SetToListAttention(nn.Module):
         feature_v, feature_q = self.candidate_feature(v), self.history_feature(q)
         h_v = torch.tanh(feature_v + affinity @ feature_q)
         h_q = torch.tanh(feature_q + affinity.transpose(1, 2) @ feature_v)
-        to_v = (
-            (h_v @ h_v.transpose(1, 2) * self.scale).masked_fill(~v_mask.unsqueeze(1), -1e9).softmax(dim=-1)
-        )
-        to_q = (
-            (h_v @ h_q.transpose(1, 2) * self.scale).masked_fill(~q_mask.unsqueeze(1), -1e9).softmax(dim=-1)
-        )
+        to_v = (h_v @ h_v.transpose(1, 2) * self.scale).masked_fill(~v_mask.unsqueeze(1), -1e9).softmax(dim=-1)
+        to_q = (h_v @ h_q.transpose(1, 2) * self.scale).masked_fill(~q_mask.unsqueeze(1), -1e9).softmax(dim=-1)
         return to_v @ v, (to_q * q_mask.unsqueeze(1)) @ q
 
 
@@ -116,6 +112,4 @@ class MIR(nn.Module):
         candidates = torch.cat([x, context], dim=-1)
         v, q = self.set_to_list(candidates, mask, past, history_mask)
         mean = past.sum(dim=1) / history_mask.sum(dim=1, keepdim=True).clamp(min=1)
-        return self.mlp(torch.cat([v, q, x, mean.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)).squeeze(
-            -1
-        )
+        return self.mlp(torch.cat([v, q, x, mean.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=-1)).squeeze(-1)

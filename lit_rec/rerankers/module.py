@@ -80,9 +80,7 @@ class RerankerModule(L.LightningModule):
         attribute_widths, metrics = [int(w) for w in attribute_widths], [str(m) for m in metrics]
         self.save_hyperparameters(ignore=["attributes", "user_vectors", "item_vectors"])
         if architecture not in ARCHITECTURES:
-            raise UserError(
-                f"There is no reranker {architecture!r}.", fix=f"Write one of {', '.join(ARCHITECTURES)}."
-            )
+            raise UserError(f"There is no reranker {architecture!r}.", fix=f"Write one of {', '.join(ARCHITECTURES)}.")
         kind: Any = ARCHITECTURES[architecture]
         self.uses_history: bool = kind.uses_history
         self.loss = get_loss(kind.default_loss if loss == "default" else loss)
@@ -126,9 +124,7 @@ class RerankerModule(L.LightningModule):
         """Score the lists of a batch: logits [B, C]; those of padding mean nothing."""
         users = self.knowledge.adapt_rows(USER, batch["user"])
         items = self.knowledge.adapt_rows(ITEM, batch["items"])
-        return self.score(
-            batch["items"], users, items, batch.get("history_items"), batch.get("history_ratings")
-        )
+        return self.score(batch["items"], users, items, batch.get("history_items"), batch.get("history_ratings"))
 
     def score(
         self,
@@ -156,9 +152,7 @@ class RerankerModule(L.LightningModule):
         if not self.uses_history:
             return self.ranker(x, mask)
         if history_items is None or history_ratings is None:
-            raise ValueError(
-                "MIR reads the user's history: the batch needs history_items and history_ratings"
-            )
+            raise ValueError("MIR reads the user's history: the batch needs history_items and history_ratings")
         return self.ranker(x, mask, self.features.history(history_items, history_ratings), history_items > 0)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -177,9 +171,7 @@ class RerankerModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure one batch of validation lists."""
         values = ranking_metrics(self(batch), batch["labels"], batch["items"] > 0, self.cuts, self.convention)
-        self.validation.update(
-            torch.stack([values[m] for m in self.metrics], dim=1), batch["user"], batch["list"]
-        )
+        self.validation.update(torch.stack([values[m] for m in self.metrics], dim=1), batch["user"], batch["list"])
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/user/<metric>` and `val/list/<metric>`: means over users and lists, of all ranks."""

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 def sinusoids(length: int, width: int) -> Tensor:
     """Return the fixed position encoding of the Transformer paper, [length, width]."""
     column = torch.arange(width)
-    angle = torch.arange(length).unsqueeze(1) / 10000 ** (
-        2 * torch.div(column, 2, rounding_mode="floor") / width
-    )
+    angle = torch.arange(length).unsqueeze(1) / 10000 ** (2 * torch.div(column, 2, rounding_mode="floor") / width)
     return torch.where(column % 2 == 0, angle.sin(), angle.cos())
 
 
@@ -40,9 +38,7 @@ class PRM(nn.Module):
         super().__init__()
         if positions not in ("fixed", "learned"):
             raise ValueError(f"positions must be fixed or learned, not {positions!r}")
-        table = (
-            sinusoids(max_length, width) if positions == "fixed" else 0.02 * torch.randn(max_length, width)
-        )
+        table = sinusoids(max_length, width) if positions == "fixed" else 0.02 * torch.randn(max_length, width)
         # Row 0 of KAR's table is all zeros, cosines included.
         table[0] = 0 if positions == "fixed" else table[0]
         self.positions = nn.Parameter(table, requires_grad=positions == "learned")

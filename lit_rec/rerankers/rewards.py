@@ -79,9 +79,7 @@ def answer_rewards(
         UserError: when the reranker has no user knowledge, or answers and users do not fit.
     """
     if reward not in ("ndcg", "map", "soft"):
-        raise UserError(
-            f"There is no reward {reward!r}.", fix="Write ndcg, map or soft.", where="reward.metric"
-        )
+        raise UserError(f"There is no reward {reward!r}.", fix="Write ndcg, map or soft.", where="reward.metric")
     if USER not in module.knowledge.towers:
         raise UserError(
             "This reranker reads no user knowledge, so every answer would get the same reward.",
@@ -90,15 +88,12 @@ def answer_rewards(
     width = module.knowledge.user_vectors.shape[1]
     if answer_vectors.shape != (len(answer_user), width):
         raise UserError(
-            f"{len(answer_user)} answers need vectors [{len(answer_user)}, {width}], "
-            f"not {list(answer_vectors.shape)}.",
+            f"{len(answer_user)} answers need vectors [{len(answer_user)}, {width}], not {list(answer_vectors.shape)}.",
             why="The reward model knows another encoder, or vectors and users do not belong together.",
         )
     answer, index = _pairs(lists, answer_user)
     with _evaluating(module):
-        adapted = torch.cat(
-            [module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(16384)]
-        )
+        adapted = torch.cat([module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(16384)])
         total = torch.zeros(len(answer_user), dtype=torch.float64)
         for part, logits in _score_pairs(module, lists, index, adapted, answer, batch_size):
             labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
@@ -126,24 +121,18 @@ class CrossFit:
         """Return which reranker judges each user [N]; users outside all folds take turns."""
         return torch.where(self.fold_of[users] < 0, users % len(self.fitted), self.fold_of[users])
 
-    def answer_rewards(
-        self, lists: ListSet, answer_vectors: Tensor, answer_user: Tensor, **arguments: Any
-    ) -> Tensor:
+    def answer_rewards(self, lists: ListSet, answer_vectors: Tensor, answer_user: Tensor, **arguments: Any) -> Tensor:
         """Reward answers as the function of that name does, each by a reranker that never saw its user."""
         judge = self.reranker_of(answer_user)
         rewards = torch.full((len(answer_user),), torch.nan)
         for number in judge.unique().tolist():
             mine = (judge == number).nonzero().squeeze(1)
             module = self.fitted[number].module
-            rewards[mine] = answer_rewards(
-                module, lists, answer_vectors[mine], answer_user[mine], **arguments
-            )
+            rewards[mine] = answer_rewards(module, lists, answer_vectors[mine], answer_user[mine], **arguments)
         return rewards
 
 
-def cross_fit(
-    *, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int = 1, **fit_arguments: Any
-) -> CrossFit:
+def cross_fit(*, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int = 1, **fit_arguments: Any) -> CrossFit:
     """Train one reranker per user fold, each without that fold's users.
 
     Args:

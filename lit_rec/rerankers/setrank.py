@@ -17,9 +17,7 @@ class SetRank(nn.Module):
     uses_history = False
     default_loss = "attention"
 
-    def __init__(
-        self, width: int, heads: int = 2, mlp: tuple[int, ...] = (200, 80), dropout: float = 0.0
-    ) -> None:
+    def __init__(self, width: int, heads: int = 2, mlp: tuple[int, ...] = (200, 80), dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         layers: list[nn.Module] = []

@@ -146,9 +146,7 @@ def fit_reranker(
     judges = test_users if by_test else validation_users
     splits = Splits(train_users, nobody if judges is None else judges, nobody)
     if not len(lists.of_users(splits.train)):
-        raise UserError(
-            "None of the training users has a candidate list.", fix="Use more users or a smaller history."
-        )
+        raise UserError("None of the training users has a candidate list.", fix="Use more users or a smaller history.")
     measured = bool(len(lists.of_users(splits.validation)))
     if selection != "last" and not measured:
         raise UserError(
@@ -245,9 +243,7 @@ def load_reranker(
     arguments = about["arguments"]
     if attributes is not None and arguments["first_attribute_only"]:
         arguments |= {"attribute_widths": [1] * attributes.shape[1]}  # the table was saved as it is used
-    module = RerankerModule(
-        attributes=attributes, user_vectors=user_vectors, item_vectors=item_vectors, **arguments
-    )
+    module = RerankerModule(attributes=attributes, user_vectors=user_vectors, item_vectors=item_vectors, **arguments)
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

@@ -47,7 +47,10 @@ def read_lists(path: Path, data: RatingsData) -> Candidates:
         table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise UserError(
-            f"{path} cannot be read", where="--input", why=str(error).splitlines()[0], fix="write parquet, or CSV with a header"
+            f"{path} cannot be read",
+            where="--input",
+            why=str(error).splitlines()[0],
+            fix="write parquet, or CSV with a header",
         ) from error
     for column in ("user_id", "item_id"):
         if column not in table.columns:
@@ -73,10 +76,14 @@ def read_lists(path: Path, data: RatingsData) -> Candidates:
                 fix="rank users and items of the data the run was trained on",
             )
     table = table.join(users, on="user_id").join(items, on="item_id").sort("line")
-    grouped = table.group_by("list_id", maintain_order=True).agg("item", pl.col("user").first(), pl.col("user").n_unique().alias("n"))
+    grouped = table.group_by("list_id", maintain_order=True).agg(
+        "item", pl.col("user").first(), pl.col("user").n_unique().alias("n")
+    )
     mixed = grouped.filter(pl.col("n") > 1)
     if len(mixed):
-        raise UserError(f"list {mixed['list_id'][0]!r} belongs to several users", where=f"{path}", fix="give every list one user")
+        raise UserError(
+            f"list {mixed['list_id'][0]!r} belongs to several users", where=f"{path}", fix="give every list one user"
+        )
     width = int(grouped["item"].list.len().max() or 0)  # type: ignore[arg-type]
     matrix = np.zeros((len(grouped), width), dtype=np.int64)
     for row, found in enumerate(grouped["item"].to_list()):

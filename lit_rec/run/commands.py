@@ -25,10 +25,10 @@ from lit_rec.errors import UserError
 from lit_rec.recipes import rlrf
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop
+from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import load_reranker
 from lit_rec.run.candidates import rank_table, read_lists, test_lists
-from lit_rec.rerankers.module import RerankerModule
 from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.folder import LIBRARIES, RunFolder, write_atomic
 from lit_rec.run.progress import console
@@ -50,9 +50,10 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         keep_final(loops[0], run)
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
-        comparisons = compare_rows(frames, choose_headline(frames, convention=convention_of(cfg)), seed=cfg.seed)
-        report(cfg, run, rows, frames, loops[0], environment, comparisons)
-        console.print(render_table(rows, frames, headline=choose_headline(frames, convention=convention_of(cfg)), comparisons=comparisons))
+        headline = choose_headline(frames, convention=convention_of(cfg))
+        comparisons = compare_rows(frames, headline, seed=cfg.seed)
+        report(cfg, run, rows, frames, loops[0], environment, {"headline": headline, "comparisons": comparisons})
+        console.print(render_table(rows, frames, headline=headline, comparisons=comparisons))
         made = loops[0].ground.store.generated
         console.print(
             f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store. "
@@ -105,7 +106,7 @@ def report(
     frames: pl.DataFrame,
     loop: Loop,
     environment: dict[str, Any],
-    comparisons: Any,
+    judged: dict[str, Any],
 ) -> None:
     """Write report.html: the rows of all splits, the rounds and examples of the first one."""
     rounds, rewards, pairs = [], [], []
@@ -120,7 +121,7 @@ def report(
         if loop.samples_of(state) > 1:
             rule = cfg.pairs.rule
             text = {name: pl.col(name).list.last().struct.field("content") for name in ("prompt", "chosen", "rejected")}
-            columns = [pl.lit(number + 1).alias("round"), "user_id", "chosen_reward", "rejected_reward"]
+            columns: list[Any] = [pl.lit(number + 1).alias("round"), "user_id", "chosen_reward", "rejected_reward"]
             pairs.append(loop.pairs(state, rule).with_columns(**text).select(*columns, *text))
     write_report(
         run.path / "report.html",
@@ -132,7 +133,7 @@ def report(
         stages=run.log,
         config_yaml=OmegaConf.to_yaml(cfg),
         environment=environment,
-        comparisons=comparisons,
+        **judged,
     )
 
 
@@ -146,7 +147,10 @@ def describe_environment(seconds: float) -> dict[str, Any]:
     """Versions, machine and cost of a run; nothing secret, no environment variables."""
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     return {
         "lit_rec": __version__,

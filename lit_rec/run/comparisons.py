@@ -219,9 +219,7 @@ def _dpo_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) ->
             )
         else:
             continue
-        lines.append(
-            f"{_pick(c, words)}: {name} {describe_difference(c)} in {headline.full_label()}.{_limit(c)}"
-        )
+        lines.append(f"{_pick(c, words)}: {name} {describe_difference(c)} in {headline.full_label()}.{_limit(c)}")
     return lines
 
 

@@ -136,9 +136,7 @@ def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
     series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for state in states:
         entries = {"reward on held-out users": state.get("heldout_reward")}
-        entries |= {
-            f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()
-        }
+        entries |= {f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()}
         for name, value in entries.items():
             if value and _finite(value.get("mean")):
                 series.setdefault(name, []).append((state["round"], value))
@@ -176,17 +174,13 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
         for axes, number in zip(grid, rounds, strict=True):
             values = known.filter(pl.col("round") == number)["reward"].to_numpy()
             colour = ACCENT if number else SECOND
-            axes.hist(
-                values, bins=edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55
-            )
+            axes.hist(values, bins=edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55)
             axes.axvline(values.mean(), color=INK, linewidth=1.2)
             axes.set_yticks([])
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
             label = "zero-shot" if number == 0 else f"round {number}"
-            axes.set_title(
-                f"{label}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9
-            )
+            axes.set_title(f"{label}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9)
         grid[-1].set_xlabel("reward of an answer")
     return drawn[0]
 
@@ -208,9 +202,7 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
         axes.set_ylabel("reward")
         for colour, label in ((SECOND, "zero-shot"), (ACCENT, "after DPO")):
             axes.plot([], [], "o", color=colour, markersize=5, label=label)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=3, borderpad=0, handletextpad=0.3
-        )
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=3, borderpad=0, handletextpad=0.3)
     return drawn[0]
 
 

@@ -6,9 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-console = Console(stderr=False, soft_wrap=True)
+WIDTH_OF_LOGS = 140  # columns where the output is a file or a pipe and nobody tells
+
+console = Console(width=None if sys.stdout.isatty() else WIDTH_OF_LOGS)
 
 
 class Step:
@@ -18,7 +28,7 @@ class Step:
         advance: Called with the number of units done.
     """
 
-    def __init__(self, bar: Progress | None, task: int, unit: str) -> None:
+    def __init__(self, bar: Progress | None, task: TaskID, unit: str) -> None:
         self._bar, self._task, self._unit = bar, task, unit
         self.done, self.extra, self._worked, self._started = 0, 0, 0, time.perf_counter()
 
@@ -42,11 +52,13 @@ class Step:
 def step(description: str, total: int, unit: str) -> Iterator[Step]:
     """Show a step while it runs; on a terminal a bar, elsewhere one line when it is done."""
     if not console.is_terminal:
-        tracker = Step(None, 0, unit)
+        tracker = Step(None, TaskID(0), unit)
         yield tracker
         seconds = time.perf_counter() - tracker._started
         if tracker.done:
-            console.print(f"{description}: {tracker.done:,} {unit} in {seconds:.1f} s ({tracker.rate()})", highlight=False)
+            console.print(
+                f"{description}: {tracker.done:,} {unit} in {seconds:.1f} s ({tracker.rate()})", highlight=False
+            )
             sys.stdout.flush()
         return
     columns = (

@@ -125,9 +125,7 @@ def _facts(config: dict[str, Any], rows: Sequence[dict[str, Any]], headline: Hea
         return value
 
     mine = [r for r in rows if r["split"] == headline.split]
-    units = {
-        unit: max((r["n"] for r in mine if r["unit"] == unit), default=None) for unit in ("user", "list")
-    }
+    units = {unit: max((r["n"] for r in mine if r["unit"] == unit), default=None) for unit in ("user", "list")}
     facts = {
         "Data": ", ".join(sorted({r["dataset"] for r in rows})),
         "Protocol": ", ".join(sorted({r["protocol"] for r in rows})) or setting("lists", "protocol"),
@@ -206,8 +204,7 @@ def _everything(rows: Sequence[dict[str, Any]], reranker: str, headline: Headlin
     mine = [
         r
         for r in rows
-        if (r["reranker"], r["split"]) == (reranker, headline.split)
-        and r["metric"].endswith(f"@{headline.k}")
+        if (r["reranker"], r["split"]) == (reranker, headline.split) and r["metric"].endswith(f"@{headline.k}")
     ]
     columns = list(dict.fromkeys((r["metric"], r["convention"], r["unit"]) for r in mine))
     cells = {(r["row"], r["metric"], r["convention"], r["unit"]): with_interval(r) for r in mine}

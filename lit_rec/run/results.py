@@ -207,9 +207,7 @@ def render_table(
         table = Table(
             title=Text(f"{reranker.upper()}: {headline.counting}"),
             title_justify="left",
-            caption=Text(
-                "[low, high]: 95% interval over users. Differences: paired over users, p Holm-corrected."
-            ),
+            caption=Text("[low, high]: 95% interval over users. Differences: paired over users, p Holm-corrected."),
             caption_justify="left",
         )
         table.add_column("row")

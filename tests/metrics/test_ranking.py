@@ -78,9 +78,7 @@ def test_equals_torchmetrics() -> None:
         values = ranking_metrics(logits, labels, mask, (k,), "kar")
         for metric, oracle in oracles.items():
             expected = [oracle(s, y, top_k=k) for s, y in zip(logits, labels.long(), strict=True)]
-            torch.testing.assert_close(
-                values[f"{metric}@{k}"], torch.stack(expected).float(), atol=1e-6, rtol=0
-            )
+            torch.testing.assert_close(values[f"{metric}@{k}"], torch.stack(expected).float(), atol=1e-6, rtol=0)
 
 
 def test_conventions_agree_on_the_whole_list_and_differ_on_a_cut_one() -> None:

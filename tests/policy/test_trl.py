@@ -65,7 +65,8 @@ def test_loss_and_gradient_equal_trl(loss: str, smoothing: float, tmp_path: Path
 
     model.zero_grad()
     examples = [
-        encode_chat(tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 512) for p in PAIRS
+        encode_chat(tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 512)
+        for p in PAIRS
     ]
     ours_batch = collate(examples)
     logps = answer_logps(model, ours_batch)

@@ -68,9 +68,7 @@ def test_lists_of_different_lengths_do_not_touch(architecture: str) -> None:
     torch.testing.assert_close(module(alone)[0], mixed[2, :6], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "same"), [("setrank", True), ("mir", True), ("prm", False), ("dlcm", False)]
-)
+@pytest.mark.parametrize(("architecture", "same"), [("setrank", True), ("mir", True), ("prm", False), ("dlcm", False)])
 def test_order_of_candidates(architecture: str, same: bool) -> None:
     """SetRank and MIR score a set; PRM reads positions and DLCM reads a sequence."""
     module, batch = make(architecture), make_batch()
@@ -112,9 +110,7 @@ def test_a_batch_of_one_list_trains() -> None:
 
 
 def test_attributes_are_averaged_over_their_values() -> None:
-    table = torch.tensor(
-        [[0, 0, 0], [1, 2, 3], [2, 0, 4], [0, 0, 4]]
-    )  # two values of one attribute, one of another
+    table = torch.tensor([[0, 0, 0], [1, 2, 3], [2, 0, 4], [0, 0, 4]])  # two values of one attribute, one of another
     features = ItemFeatures(3, table, (2, 1), dim=4)
     assert features.attribute is not None
     weight = features.attribute.weight

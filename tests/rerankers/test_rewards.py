@@ -54,9 +54,7 @@ def test_one_pass_equals_an_evaluation_per_answer(world: Any, architecture: str,
     module.knowledge.user_vectors = original
     module.train()
     for batch_size in (7, 8192):
-        rewards = answer_rewards(
-            module, world.lists, vectors, owner, reward=reward, k=3, batch_size=batch_size
-        )
+        rewards = answer_rewards(module, world.lists, vectors, owner, reward=reward, k=3, batch_size=batch_size)
         torch.testing.assert_close(rewards, torch.stack(expected), atol=1e-6, rtol=0)
     assert module.training
 
@@ -99,9 +97,7 @@ def test_mistakes_are_explained(world: Any) -> None:
         answer_rewards(fit(world), world.lists, vectors, owner, reward="auc")  # type: ignore[arg-type]
 
 
-def test_a_user_is_judged_by_a_reranker_that_never_saw_him(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_user_is_judged_by_a_reranker_that_never_saw_him(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, set[int]] = {}
     original = RerankerModule.training_step
 

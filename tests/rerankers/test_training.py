@@ -47,9 +47,7 @@ def test_the_best_epoch_is_kept(world: Any) -> None:
 
 
 def test_early_stopping(world: Any) -> None:
-    fitted = fit_reranker(
-        **world.arguments() | {"max_epochs": 9, "patience": 1, "lr": 0.0, "architecture": "setrank"}
-    )
+    fitted = fit_reranker(**world.arguments() | {"max_epochs": 9, "patience": 1, "lr": 0.0, "architecture": "setrank"})
     assert len(fitted.history) == 2
 
 
@@ -105,9 +103,7 @@ def test_save_and_load(world: Any, tmp_path: Path, architecture: str, first: boo
         "reranker.safetensors",
         "reranker.json",
     }
-    loaded = load_reranker(
-        tmp_path / "reranker", user_vectors=world.user_vectors, item_vectors=world.item_vectors
-    )
+    loaded = load_reranker(tmp_path / "reranker", user_vectors=world.user_vectors, item_vectors=world.item_vectors)
     index = torch.arange(50)
     expected = score_lists(fitted.module, world.lists, index)
     assert torch.equal(score_lists(loaded.module, world.lists, index), expected)
