@@ -13,8 +13,8 @@ from lit_rec.policy.dpo import DPOPolicy
 class RoundHooks(Callback):
     """A callback with two more hooks. Write a subclass, name it under `callbacks:` in the YAML, and it takes part.
 
-    `trainer.datamodule` serves the round's pairs; `rounds.loop` (a `lit_rec.recipes.loop.Loop`) has answers, rewards and
-    pairs of every state.
+    `trainer.datamodule` serves the round's pairs; `rounds.loop` (a `lit_rec.recipes.loop.Loop`) has answers, rewards
+    and pairs of every state.
     """
 
     def begin_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: "RoundCallback", number: int) -> None:
@@ -29,8 +29,8 @@ class RoundCallback(Checkpoint):
 
     It is a `Checkpoint` so that Lightning calls it when the module and all other callbacks are done with the epoch.
 
-    The checkpoint is written when an epoch has ended and BEFORE the hooks of a finished round run: hooks sample and encode
-    for hours at full size, and a run killed there resumes behind the round, not in front of its last epoch.
+    The checkpoint is written when an epoch has ended and BEFORE the hooks of a finished round run: hooks sample and
+    encode for hours at full size, and a run killed there resumes behind the round, not in front of its last epoch.
 
     Args:
         loop: The stages of this split.

@@ -22,7 +22,8 @@ EPILOG = """\
 Overrides follow Hydra: key=value, group=choice, +key=value, ~key. Groups: data, llm, encoder, reranker.
 Examples:
   python -m lit_rec fit --config configs/quickstart.yaml
-  python -m lit_rec fit --config configs/rlrf_ml1m.yaml llm=smollm2_135m encoder=minilm data.root=/data/ml-1m reranker=prm
+  python -m lit_rec fit --config configs/rlrf_ml1m.yaml llm=smollm2_135m encoder=minilm data.root=/data/ml-1m
+  reranker=prm
 Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted.
 """
 

@@ -127,7 +127,7 @@ class AtomicFiles:
         Raises:
             UserError: The .inter file or a column is missing, or a line is malformed.
         """
-        source = f"data.root names the folder and data.name the files: {self.name}.inter, {self.name}.item, {self.name}.user"
+        source = f"data.root names the folder, data.name the files: {self.name}.inter, .item and .user"
         inter = read_atomic(need_file(self._file("inter"), "the interactions", source), self.separator)
         ratings = pl.DataFrame(
             {

@@ -71,9 +71,9 @@ def bpr_ranker(
 ) -> Ranker:
     """A matrix factorisation fitted with Bayesian personalised ranking (arXiv 1205.2618).
 
-    It learns item factors only: a user is the mean of the factors of the user's items (as in FISM), in training of the other
-    training items, at ranking time of the HISTORY alone. So users who were not trained on are served like all others, and
-    no user's targets are looked at.
+    It learns item factors only: a user is the mean of the factors of the user's items (as in FISM), in training of
+    the other training items, at ranking time of the HISTORY alone. So users who were not trained on are served like
+    all others, and no user's targets are looked at.
 
     Args:
         users: [n] training interactions, user rows.

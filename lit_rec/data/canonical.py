@@ -19,8 +19,8 @@ class RatingsData:
 
     Attributes:
         name: Of the data set.
-        interactions: user Int32 (0-based row), item Int32 (1-based row), rating Float32, timestamp Int64 in seconds; in the
-            order of the file.
+        interactions: user Int32 (0-based row), item Int32 (1-based row), rating Float32, timestamp Int64 in seconds;
+            in the order of the file.
         users: user_id and attribute columns of readable text ("" when unknown); row i is user i.
         items: item_id, title and List[String] attribute columns, and year (Int32) where known; row i is item i.
         item_attributes: Which columns of `items` are categorical attributes.

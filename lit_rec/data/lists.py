@@ -77,11 +77,12 @@ def build_lists(
 ) -> ListSet:
     """Cut every user's interactions into a history and lists of candidates.
 
-    Both protocols: the first n_u = min((len + 1) // 2, history) interactions are the history; from there each list takes the
-    next <= `real` interactions and is filled with negatives up to `list_size`. The label of a real item is 1 when it was
-    rated above `data.positive_above`.
+    Both protocols: the first n_u = min((len + 1) // 2, history) interactions are the history; from there each list
+    takes the next <= `real` interactions and is filled with negatives up to `list_size`. The label of a real item is
+    1 when it was rated above `data.positive_above`.
 
-    "kar": time is cut to the calendar date (in `time_zone`) before the stable sort; negatives are drawn without looking at the user;
+    "kar": time is cut to the calendar date (in `time_zone`) before the stable sort; negatives are drawn without looking
+    at the user;
     lists without a positive stay. "strict": time in seconds; negatives are unique in a list and nothing the user ever
     interacted with; lists without a positive are dropped and counted.
 
@@ -91,14 +92,14 @@ def build_lists(
         history: Longest history.
         real: Interactions per list.
         list_size: Candidates per list.
-        negatives: "uniform"; "popularity" (in proportion to training popularity); "retrieved" (from the items a BPR model
-            ranks highest for the user).
+        negatives: "uniform"; "popularity" (in proportion to training popularity); "retrieved" (from the items a BPR
+            model ranks highest for the user).
         initial_ranker: None shuffles the candidates; "popularity" or "bpr" orders them, best first.
         item_core: Drop items with fewer ratings first; 0 keeps all.
         seed: Of everything random.
         train_users: Users whose interactions popularity and BPR may be fitted on; default: all.
-        time_zone: Whose calendar "kar" uses, an IANA name. KAR's code takes that of the machine it runs on, so that lists
-            differ between machines; here it is said.
+        time_zone: Whose calendar "kar" uses, an IANA name. KAR's code takes that of the machine it runs on, so that
+            lists differ between machines; here it is said.
 
     Raises:
         UserError: An option is not possible, no user has a list, or there are too few items for a list.

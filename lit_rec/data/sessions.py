@@ -69,8 +69,8 @@ class SessionDataModule(L.LightningDataModule):
     def _loader(self, split: str, *, train: bool = False) -> DataLoader[Batch]:
         data = _Batches(self.lists, self.index(split), self.with_history)
         if train:
-            return DataLoader(data, self.batch_size, shuffle=True, generator=self.order, collate_fn=_whole)
-        return DataLoader(data, 4 * self.batch_size, collate_fn=_whole)
+            return DataLoader(data, self.batch_size, shuffle=True, generator=self.order, collate_fn=_whole)  # type: ignore[arg-type]
+        return DataLoader(data, 4 * self.batch_size, collate_fn=_whole)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Training lists in a random order; the last batch may be smaller."""

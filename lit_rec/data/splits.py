@@ -31,8 +31,8 @@ def split_users(
 
     Args:
         n_users: Number of users.
-        protocol: With "kar" and one fold the last `test` share of users, by number, is the test set, as in KAR's code; else
-            users are drawn at random.
+        protocol: With "kar" and one fold the last `test` share of users, by number, is the test set, as in KAR's
+            code; else users are drawn at random.
         test: Share of test users with one fold; with several folds every fold's share is 1 / folds.
         validation: Share of all users, taken from the training users; 0 is allowed.
         fold: Which fold.

@@ -145,7 +145,7 @@ class LanguageModel:
         if self.cfg.quantization is not None:
             yield
             return
-        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
         weights = [layer.get_base_layer().weight for layer in layers]
         kept = [weight.data.clone() for weight in weights]
         self.model.merge_adapter()

@@ -68,7 +68,7 @@ class _BufferLayer(DynamicLayer):
         self._values[:, :, self.length : end] = value_states
         self.length = end
         self._show()
-        return self.keys, self.values
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
     def repeat(self, repeats: Tensor) -> None:
         """Repeat row i `repeats[i]` times."""
@@ -128,7 +128,7 @@ def nucleus_sample(logits: Tensor, settings: SamplingSettings, generator: torch.
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Number of tokens all prompts begin with, at least one token left over for each."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     limit = min(len(p) for p in prompts) - 1
     return next((i for i in range(limit) if first[i] != last[i]), limit)
 
@@ -213,7 +213,8 @@ class Sampler:
         """Compute the prompts, left-padded behind the shared prefix.
 
         Returns:
-            Last logits [prompts, vocabulary], cache layers, key mask [prompts, prefix + length] and next position [prompts].
+            Last logits [prompts, vocabulary], cache layers, key mask [prompts, prefix + length] and next position
+            [prompts].
         """
         prefix, past = self._prefix
         if not prefix or any(tuple(p[: len(prefix)]) != prefix or len(p) <= len(prefix) for p in prompts):

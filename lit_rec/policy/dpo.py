@@ -19,8 +19,8 @@ class DPOPolicy(L.LightningModule):
     One fit covers all rounds. The learning-rate schedule starts again with every round, and so do the optimiser's
     moments unless `keep_optimizer`: the paper trains each round on its own.
 
-    Logged per epoch under `policy/`: loss, chosen_reward, rejected_reward, margin, accuracy (share of pairs with a positive
-    margin), chosen_logps, rejected_logps; and per update the learning rate.
+    Logged per epoch under `policy/`: loss, chosen_reward, rejected_reward, margin, accuracy (share of pairs with a
+    positive margin), chosen_logps, rejected_logps; and per update the learning rate.
 
     Args:
         llm: The language model; only its adapter is trained and saved.

@@ -26,10 +26,10 @@ def preference_loss(
         ref_rejected_logps: [pairs].
         chosen_tokens: [pairs], tokens of the chosen answer (for the losses that normalise by length).
         rejected_tokens: [pairs].
-        loss: "sigmoid" (DPO, arXiv 2305.18290, eq. 7; with `label_smoothing` the conservative form), "sigmoid_norm" (the
-            same on per-token averages), "ipo" (arXiv 2310.12036, eq. 17, on per-token averages as its authors confirmed),
-            "hinge" (SLiC, arXiv 2305.10425), "robust" (arXiv 2403.00409), "sft" (negative log-likelihood per token of the
-            chosen answer: best-of-N fine-tuning, rejected answers unused).
+        loss: "sigmoid" (DPO, arXiv 2305.18290, eq. 7; with `label_smoothing` the conservative form), "sigmoid_norm"
+            (the same on per-token averages), "ipo" (arXiv 2310.12036, eq. 17, on per-token averages as its authors
+            confirmed), "hinge" (SLiC, arXiv 2305.10425), "robust" (arXiv 2403.00409), "sft" (negative log-likelihood
+            per token of the chosen answer: best-of-N fine-tuning, rejected answers unused).
         beta: Strength of the pull towards the reference.
         label_smoothing: Assumed share of pairs whose order is wrong, below 0.5.
 

@@ -1,8 +1,9 @@
 """A prompt and its answers as ONE sequence: the prompt, which every answer needs, is computed once.
 
-Layout of a row: [padding, prompt | answer 1, padding | answer 2, padding | ...]. Answers see the prompt and themselves, not
-each other; their positions restart where the prompt ends. Answers begin at the same columns in every row, so the columns
-whose logits are needed are the same for the whole batch and the language-model head runs on those alone.
+Layout of a row: [padding, prompt | answer 1, padding | answer 2, padding | ...]. Answers see the prompt and
+themselves, not each other; their positions restart where the prompt ends. Answers begin at the same columns in every
+row, so the columns whose logits are needed are the same for the whole batch and the language-model head runs on
+those alone.
 """
 
 from collections.abc import Sequence
@@ -48,8 +49,8 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     """Pad examples with equally many answers into one batch.
 
     Returns:
-        input_ids, position_ids [B, T]; attention_mask [B, 1, T, T] bool; columns [S], whose logits are needed; targets and
-        target_mask [B, K, A]; source [K, A], the place in `columns` that predicts each target.
+        input_ids, position_ids [B, T]; attention_mask [B, 1, T, T] bool; columns [S], whose logits are needed;
+        targets and target_mask [B, K, A]; source [K, A], the place in `columns` that predicts each target.
     """
     rows, count = len(examples), len(examples[0].answers)
     start = max(len(e.prompt) for e in examples)

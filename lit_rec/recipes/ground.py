@@ -148,7 +148,7 @@ class Ground:
         histories = (self.lists.history_items, self.lists.history_ratings)
         return Prompts(self.data, histories, p.template, p.history, p.factors)
 
-    # --- knowledge that no round changes --------------------------------------------------------------------------------
+    # --- knowledge that no round changes ----------------------------------------------------------------------------
 
     @cached_property
     def encoder_key(self) -> dict[str, Any]:

@@ -297,7 +297,7 @@ class Loop:
         folder = self.stage(f"{state}/divergence", build, {}, f"{state}/answers")
         return json.loads((folder / "divergence.json").read_text())["kl"]
 
-    # --- rows of the result table ---------------------------------------------------------------------------------------
+    # --- rows of the result table -----------------------------------------------------------------------------------
 
     def evaluate_row(
         self, name: str, *, user: Tensor | None, item: Tensor | None, after: tuple[str, ...]
@@ -388,7 +388,7 @@ class Loop:
     # --- what a state amounts to --------------------------------------------------------------------------------------
 
     def summary(self, state: str) -> dict[str, Any]:
-        """A state in numbers, read from its stages alone, so that a resumed run tells the same as an undisturbed one."""
+        """A state in numbers, from its stages alone: a resumed run tells the same as an undisturbed one."""
         rewards = self.rewards(state)
         train, held_out = (rewards.filter(pl.col("split") == name) for name in ("train", "validation"))
         judged = mean_over_users(held_out.filter(pl.col("sample") == 0)["reward"].to_numpy().astype("float64"))

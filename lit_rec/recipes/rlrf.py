@@ -151,7 +151,7 @@ def precision(cfg: DictConfig, device: str) -> Any:
 
 
 def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
-    """Every row of the result table: the controls of METHODS 1.9, then one row per state of the LLM and knowledge input."""
+    """Every row of the result table: the controls, then one row per state of the LLM and knowledge input."""
     controls, main = loop.cfg.evaluation.controls, loop.cfg.knowledge.encode
     inputs = [main, *(i for i in loop.cfg.evaluation.inputs if i != main)]
     items = loop.ground.item_vectors if needs_encoder(loop.cfg) else None

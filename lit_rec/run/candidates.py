@@ -35,7 +35,8 @@ def read_lists(path: Path, data: RatingsData) -> Candidates:
     """Read candidate lists: one line per candidate.
 
     Args:
-        path: Parquet or CSV with user_id and item_id; candidates of one list share a list_id, or, without that column, a user.
+        path: Parquet or CSV with user_id and item_id; candidates of one list share a list_id, or, without that
+            column, a user.
         data: Names the ids.
 
     Raises:
