@@ -77,7 +77,7 @@ CHOICES = {
     "policy.loss": ("sigmoid", "ipo", "hinge", "robust", "sft"),
     "policy.reference": ("base", "previous"),
     "policy.schedule": ("linear", "constant"),
-    "evaluation.selection": ("validation", "last", "test(kar)"),
+    "evaluation.selection": ("validation", "last", "test_kar"),
     "llm.quantization": (None, "nf4"),
     "llm.dtype": ("auto", "float32", "bfloat16", "float16"),
     "encoder.dtype": ("auto", "float32", "bfloat16", "float16"),

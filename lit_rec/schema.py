@@ -56,7 +56,7 @@ class EvaluationConfig:
     seeds: int = 1  # rerankers trained per row, with different seeds
     ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
     inputs: list[str] = field(default_factory=lambda: ["answer", "both"])  # answer | kar | both, side by side
-    selection: str = "validation"  # validation | last | test(kar): how the epoch of a row's reranker is chosen
+    selection: str = "validation"  # validation | last | test_kar: how the epoch of a row's reranker is chosen
     rounds: bool = True  # measure every round, not only the last
     controls: ControlsConfig = field(default_factory=ControlsConfig)
 

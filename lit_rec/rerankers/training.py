@@ -23,7 +23,7 @@ from lit_rec.data.splits import Splits
 from lit_rec.errors import UserError
 from lit_rec.rerankers.module import RerankerModule
 
-Selection = Literal["validation", "last", "test(kar)"]
+Selection = Literal["validation", "last", "test_kar"]
 
 
 @dataclass
@@ -110,14 +110,14 @@ def fit_reranker(
         lists: the candidate lists of all users.
         train_users: user rows whose lists are trained on.
         validation_users: user rows that choose the epoch and stop the training under `validation`.
-        test_users: looked at only under `test(kar)`.
+        test_users: looked at only under `test_kar`.
         n_items: items without padding.
         attributes: [n_items + 1, A] int64 attribute table, or None.
         attribute_widths: columns of the table per attribute; empty: all to one.
         user_vectors: [U, d_u] knowledge, or None.
         item_vectors: [n_items + 1, d_i] knowledge, or None.
         selection: `validation`: the epoch with the best user-mean `metric` of validation users, early
-            stopping after `patience` epochs without a better one. `last`: the last epoch. `test(kar)`: the
+            stopping after `patience` epochs without a better one. `last`: the last epoch. `test_kar`: the
             epoch with the best MAP at the metric's cut-off on TEST users, mean over lists, as KAR chooses:
             only to compare with published numbers.
         metric: what `validation` maximises.
@@ -140,9 +140,9 @@ def fit_reranker(
         UserError: when the users to train on or to select by have no lists.
     """
     started = time.perf_counter()
-    if selection not in ("validation", "last", "test(kar)"):
-        raise UserError(f"There is no selection {selection!r}.", fix="Write validation, last or test(kar).")
-    by_test, nobody = selection == "test(kar)", torch.zeros(0, dtype=torch.int64)
+    if selection not in ("validation", "last", "test_kar"):
+        raise UserError(f"There is no selection {selection!r}.", fix="Write validation, last or test_kar.")
+    by_test, nobody = selection == "test_kar", torch.zeros(0, dtype=torch.int64)
     judges = test_users if by_test else validation_users
     splits = Splits(train_users, nobody if judges is None else judges, nobody)
     if not len(lists.of_users(splits.train)):
@@ -154,7 +154,7 @@ def fit_reranker(
             fix="Hold out users with lists, or choose selection=last.",
         )
     cut = metric.partition("@")[2]
-    monitor = {"validation": f"val/user/{metric}", "test(kar)": f"val/list/map@{cut}"}.get(selection)
+    monitor = {"validation": f"val/user/{metric}", "test_kar": f"val/list/map@{cut}"}.get(selection)
 
     with isolate_rng(), quiet():
         torch.manual_seed(seed)

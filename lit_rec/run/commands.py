@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
 from safetensors.torch import load_file
 
 from lit_rec import __version__
@@ -33,7 +34,7 @@ from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.folder import LIBRARIES, RunFolder, write_atomic
 from lit_rec.run.progress import console
 from lit_rec.run.report import write_report
-from lit_rec.run.results import render_table, result_rows, write_results
+from lit_rec.run.results import render_table, result_rows, with_interval, write_results
 
 
 def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -52,8 +53,14 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
         headline = choose_headline(frames, convention=convention_of(cfg))
         comparisons = compare_rows(frames, headline, seed=cfg.seed)
-        report(cfg, run, rows, frames, loops[0], environment, {"headline": headline, "comparisons": comparisons})
+        rounds = round_summaries(loops[0], rows)
+        write_atomic(run.path / "rounds.json", json.dumps(rounds, indent=1))
+        report(
+            cfg, run, rows, frames, loops[0], environment, rounds, {"headline": headline, "comparisons": comparisons}
+        )
         console.print(render_table(rows, frames, headline=headline, comparisons=comparisons))
+        if rounds:
+            console.print(round_table(rounds))
         made = loops[0].ground.store.generated
         console.print(
             f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store. "
@@ -106,16 +113,12 @@ def report(
     frames: pl.DataFrame,
     loop: Loop,
     environment: dict[str, Any],
+    rounds: list[dict[str, Any]],
     judged: dict[str, Any],
 ) -> None:
     """Write report.html: the rows of all splits, the rounds and examples of the first one."""
-    rounds, rewards, pairs = [], [], []
+    rewards, pairs = [], []
     for number, state in loop.states():
-        stages = [e["seconds"] for e in run.log if e["name"].startswith(loop.name(f"{state}/"))]
-        validation = {
-            f"{r['metric']}|{r['convention']}": r for r in rows if r["row"] == state and r["split"] == "validation"
-        }
-        rounds.append({"round": number, **loop.summary(state), "seconds": sum(stages), "validation": validation})
         if state == "zero_shot" or state.startswith("round_"):
             rewards.append(_named(loop, loop.rewards(state).filter(pl.col("split") == "train"), number))
         if loop.samples_of(state) > 1:
@@ -135,6 +138,41 @@ def report(
         environment=environment,
         **judged,
     )
+
+
+def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every state of the LLM in numbers, with its own validation metrics and the seconds its stages took."""
+    found = []
+    for number, state in loop.states():
+        seconds = [entry["seconds"] for entry in loop.run.log if entry["name"].startswith(loop.name(f"{state}/"))]
+        validation = {
+            f"{r['metric']}|{r['convention']}": {"mean": r["mean"], "ci95": r["ci95"], "n": r["n"]}
+            for r in rows
+            if (r["row"], r["split"], r["unit"]) == (state, "validation", "user")
+        }
+        found.append({"round": number, **loop.summary(state), "seconds": sum(seconds), "validation": validation})
+    return found
+
+
+def round_table(rounds: list[dict[str, Any]]) -> Table:
+    """The states of the LLM on the terminal: did the reward of held-out users move?"""
+    table = Table(title="The LLM, round by round (first fold)", title_justify="left")
+    for name in ("state", "held-out reward", "training reward", "spread", "ties", "unique", "tokens", "KL", "accuracy"):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for one in rounds:
+        train = one.get("train", {})
+        shown: list[tuple[Any, str]] = [
+            (one["train_reward_mean"], ".4f"),
+            (one.get("reward_spread"), ".4f"),
+            (one.get("tie_rate"), ".0%"),
+            (one["unique_answer_rate"], ".0%"),
+            (one["answer_tokens_mean"], ".1f"),
+            (train.get("kl"), "+.3f"),
+            (train.get("accuracy"), ".2f"),
+        ]
+        cells = ["" if value is None else format(value, form) for value, form in shown]
+        table.add_row(one["name"], with_interval(one["heldout_reward"]), *cells)
+    return table
 
 
 def _named(loop: Loop, rewards: pl.DataFrame, number: int) -> pl.DataFrame:

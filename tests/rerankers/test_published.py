@@ -33,7 +33,7 @@ def test_published_numbers(
         attribute_widths=widths,
         first_attribute_only=True,
         architecture=architecture,
-        selection="test(kar)",
+        selection="test_kar",
         max_epochs=25,
         patience=4,
     )

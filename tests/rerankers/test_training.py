@@ -53,7 +53,7 @@ def test_early_stopping(world: Any) -> None:
 
 def test_kar_chooses_on_the_test_users(world: Any) -> None:
     arguments = world.arguments() | {"max_epochs": 3, "validation_users": None}
-    fitted = fit_reranker(test_users=world.validation, selection="test(kar)", **arguments)
+    fitted = fit_reranker(test_users=world.validation, selection="test_kar", **arguments)
     assert fitted.best_value == max(epoch["val/list/map@5"] for epoch in fitted.history)
     assert fitted.module.convention == "kar"
 

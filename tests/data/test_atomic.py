@@ -1,0 +1,110 @@
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from lit_rec.data.atomic import AtomicFiles, read_atomic
+from lit_rec.errors import UserError
+
+INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\ta\t4\t30\n7\tb\t2\t10\n8\ta\t5\t20\n"
+ITEM = "item_id:token\tname:token_seq\tkind:token\ttags:token_seq\tv:float_seq\n" \
+    "a\tThe First\tx\tp q\t0.5 1\nb\tMatrix\t\t\t\nc\tUnrated\ty\tp\t2\n"
+USER = "user_id:token\tage:token\tgender:token\n7\t24\tM\n8\t\tF\n"
+
+
+def write(folder: Path, inter: str = INTER, item: str | None = ITEM, user: str | None = USER) -> Path:
+    for kind, text in (("inter", inter), ("item", item), ("user", user)):
+        if text is not None:
+            (folder / f"shop.{kind}").write_text(text, encoding="utf-8")
+    return folder
+
+
+def load(folder: Path, **options):
+    return AtomicFiles(root=str(folder), name="shop", **options).load()
+
+
+def test_all_three_files(tmp_path):
+    data = load(write(tmp_path), title="name", attributes=["kind", "tags"], positive_above=3, item_noun="thing")
+    assert (data.name, data.n_users, data.n_items, data.rating_max, data.item_noun) == ("shop", 2, 2, 5, "thing")
+    assert data.interactions.rows() == [(0, 1, 4, 30), (0, 2, 2, 10), (1, 1, 5, 20)]
+    assert data.items["title"].to_list() == ["", "The First", "Matrix"]
+    assert data.items["kind"].to_list() == [[], ["x"], []]
+    assert data.items["tags"].to_list() == [[], ["p", "q"], []]
+    assert data.item_attributes == ("kind", "tags")
+    assert data.users.rows() == [("7", "24", "male"), ("8", "", "female")]
+
+
+def test_interactions_alone(tmp_path):
+    inter = "user_id:token\titem_id:token\n7\ta\n7\tb\n8\ta\n"
+    data = load(write(tmp_path, inter, None, None), rating=None, timestamp=None)
+    assert data.interactions["rating"].to_list() == [4, 4, 4]
+    assert data.interactions["timestamp"].to_list() == [0, 1, 2]
+    assert data.items["title"].to_list() == ["", "a", "b"]
+    assert data.users["user_id"].to_list() == ["7", "8"]
+
+
+def test_other_column_names(tmp_path):
+    inter = INTER.replace("user_id", "who").replace("item_id", "what").replace("rating", "stars")
+    data = load(write(tmp_path, inter, None, None), user="who", item="what", rating="stars")
+    assert data.interactions["rating"].to_list() == [4, 2, 5]
+
+
+def test_types(tmp_path):
+    table = read_atomic(write(tmp_path) / "shop.item")
+    assert table.schema == {
+        "item_id": pl.String, "name": pl.List(pl.String), "kind": pl.String,
+        "tags": pl.List(pl.String), "v": pl.List(pl.Float64),
+    }
+    assert table["v"].to_list() == [[0.5, 1.0], [], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "line"),
+    [
+        ("inter", INTER + "9\ta\t4\n", 5),
+        ("inter", INTER + "9\ta\tgood\t4\n", 5),
+        ("inter", INTER + "9\ta\t\t4\n", 5),
+        ("inter", INTER.replace("rating:float", "rating"), 1),
+        ("inter", INTER.replace("rating:float", "rating:double"), 1),
+        ("inter", "", 1),
+        ("item", ITEM + "d\tD\tx\tp\tone 2\n", 5),
+        ("item", ITEM + "d\tD\n", 5),
+        ("user", USER + "9\n", 4),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path, kind, text, line):
+    with pytest.raises(UserError) as error:
+        load(write(tmp_path, **{kind: text}))
+    assert error.value.where == f"{tmp_path / 'shop'}.{kind}:{line}"
+
+
+@pytest.mark.parametrize("change", ["rating:token", "rating:token_seq"])
+def test_a_rating_must_be_a_number_column(tmp_path, change):
+    with pytest.raises(UserError, match="rating"):
+        load(write(tmp_path, INTER.replace("rating:float", change)))
+
+
+def test_a_missing_file_and_a_missing_column(tmp_path):
+    with pytest.raises(UserError, match="shop.inter"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="'label'") as error:
+        load(write(tmp_path), title="label")
+    assert "name" in error.value.why
+
+
+def test_duplicates_and_unknown_items(tmp_path):
+    with pytest.raises(UserError, match="item_id 'a' is described 2 times"):
+        load(write(tmp_path, item=ITEM + "a\tAgain\tx\tp\t1\n"))
+    with pytest.raises(UserError, match="user_id '7' is described 2 times"):
+        load(write(tmp_path, user=USER + "7\t1\tM\n"))
+    with pytest.raises(UserError, match="not described, among them z"):
+        load(write(tmp_path, INTER + "8\tz\t3\t9\n"))
+
+
+def test_describe_names_files_and_options(tmp_path):
+    reader = AtomicFiles(root=str(write(tmp_path)), name="shop", positive_above=2)
+    described = reader.describe()
+    assert json.loads(json.dumps(described)) == described
+    assert described["positive_above"] == 2
+    assert [f["file"] for f in described["files"]] == ["shop.inter", "shop.item", "shop.user"]
