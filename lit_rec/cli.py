@@ -74,19 +74,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    except Exception as error:
+        if not _disk_trouble(error):
             raise
         print(f"error: {_disk(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def _disk(error: OSError) -> UserError:
+def _disk_trouble(error: Exception) -> bool:
+    """Whether a write failed for want of space or permission; some libraries only say so in words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    return "No space left on device" in str(error)
+
+
+def _disk(error: Exception) -> UserError:
+    number = getattr(error, "errno", None) or errno.ENOSPC
     return UserError(
-        os.strerror(error.errno or 0),
-        where=str(error.filename or "the run folder or the cache"),
-        why="nothing half-written is kept",
+        os.strerror(number),
+        where=str(getattr(error, "filename", None) or "the run folder or the cache"),
+        why="a file could not be written; nothing half-written is kept",
         fix="free some space, or move run.dir or run.cache; the same command resumes",
     )
 

@@ -186,8 +186,11 @@ class LanguageModel:
         if progress is not None:
             progress(sum(counts) - sum(k not in self.store for i in missing for k in keys[i]), 0)
         if missing:
+            training = self.model.training
+            self.model.eval()
             with self._for_sampling():
                 self._draw(prompts, keys, settings, progress)
+            self.model.train(training)
         return [[self.store[k] for k in ks] for ks in keys]
 
     def _draw(

@@ -82,18 +82,25 @@ class _BufferLayer(DynamicLayer):
 
 
 def check_window(config: PretrainedConfig, length: int) -> None:
-    """Refuse a sequence longer than a model's sliding window: explicit attention masks would undo the window.
+    """Refuse a sequence that is longer than the model's context, or than its sliding window.
+
+    Explicit attention masks would undo a sliding window.
 
     Raises:
-        UserError: The window is shorter than `length` tokens.
+        UserError: `length` tokens are too many.
     """
-    window = getattr(config.get_text_config(), "sliding_window", None)
-    if window is not None and window < length:
-        raise UserError(
-            f"prompt and answer take {length} tokens, the model attends to a sliding window of {window}",
-            where="config key llm",
-            fix="choose a model with full attention, a shorter prompt.history or a smaller llm.max_new_tokens",
-        )
+    text = config.get_text_config()
+    limits = {
+        "context": getattr(text, "max_position_embeddings", None),
+        "sliding window": getattr(text, "sliding_window", None),
+    }
+    for name, limit in limits.items():
+        if limit is not None and limit < length:
+            raise UserError(
+                f"prompt and answer take {length} tokens, the model's {name} is {limit}",
+                where="config key llm",
+                fix="a smaller prompt.history or llm.max_new_tokens, or a model with a longer context",
+            )
 
 
 def nucleus_sample(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:

@@ -404,7 +404,7 @@ class Loop:
             "distinct_2": distinct_n(answers.filter(pl.col("sample") == 0)["text"].to_list(), 2),
             "reward_length_correlation": within_user_correlation(train, "reward", "tokens"),
         }
-        if state != "zero_shot":
+        if state != "zero_shot" and not self.cfg.reward.refresh:  # a refreshed judge measures with another ruler
             gain = mean_over_users(self._gains(held_out))
             found["heldout_gain"] = {"mean": gain.mean, "ci95": [gain.low, gain.high], "n": gain.n}
         if self.samples_of(state) > 1:
@@ -419,7 +419,6 @@ class Loop:
                 (self.run.stage(self.name(f"{state}/divergence")) / "divergence.json").read_text()
             )
         return found
-
 
     def _gains(self, held_out: pl.DataFrame) -> np.ndarray:
         """Per held-out user, the reward of this state's knowledge minus that of the untrained model's."""

@@ -126,7 +126,10 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
             num_sanity_val_steps=0,
         )
         resume: dict[str, Any] = {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
-        trainer.fit(policy, datamodule=data, **resume)
+        try:
+            trainer.fit(policy, datamodule=data, **resume)
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
     return states
 
 

@@ -157,7 +157,18 @@ def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, An
 def round_table(rounds: list[dict[str, Any]]) -> Table:
     """The states of the LLM on the terminal: did the reward of held-out users move?"""
     table = Table(title="The LLM, round by round (first fold)", title_justify="left")
-    for name in ("state", "held-out reward", "gain (paired)", "training reward", "spread", "ties", "unique", "tokens", "KL", "accuracy"):
+    for name in (
+        "state",
+        "held-out reward",
+        "gain (paired)",
+        "training reward",
+        "spread",
+        "ties",
+        "unique",
+        "tokens",
+        "KL",
+        "accuracy",
+    ):
         table.add_column(name, justify="left" if name == "state" else "right")
     for one in rounds:
         train = one.get("train", {})

@@ -73,7 +73,16 @@ class RunFolder:
                 fix="choose a folder you may write to",
             ) from error
         if fresh:
-            for name in ("stages", "checkpoints", "tensorboard", "results.json", "rounds.json", "report.html", "adapter", "reranker"):
+            for name in (
+                "stages",
+                "checkpoints",
+                "tensorboard",
+                "results.json",
+                "rounds.json",
+                "report.html",
+                "adapter",
+                "reranker",
+            ):
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
