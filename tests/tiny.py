@@ -69,3 +69,27 @@ def save_encoder(folder: Path, words: Sequence[str], *, hidden: int = 16, seed: 
     BertModel(config).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_word_encoder(folder: Path, words: Sequence[str]) -> Path:
+    """Write a BERT encoder that knows these words alone: each has a direction of its own, every other one is zero."""
+    tokenizer = word_tokenizer(words)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=2 * ((len(words) + 1) // 2),
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=4,
+        max_position_embeddings=64,
+        pad_token_id=3,
+    )
+    model = BertModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm.weight" not in name:
+                parameter.zero_()
+        for column, token in enumerate(tokenizer.convert_tokens_to_ids(list(words))):
+            model.embeddings.word_embeddings.weight[token, column] = 1.0
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

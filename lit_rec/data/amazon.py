@@ -19,6 +19,7 @@ from lit_rec.errors import UserError
 
 REVIEWS, META = "Books_5.json.gz", "meta_Books.json.gz"
 SOURCE = f"get {REVIEWS} and {META} (Amazon review data 2018) and set data.root to their folder"
+SCRIPT = re.compile(r"^var \w+ ?=|<script|<style", re.IGNORECASE)  # parts of the page that were taken for a title
 ASIN = re.compile(rb'"asin"\s*:\s*"([^"\\]*)"')  # inside a text the quotes would be escaped
 RATING_MAX = 5
 
@@ -121,9 +122,7 @@ def read_reviews(path: Path) -> pl.DataFrame:
         u.append(users.setdefault(user, len(users)))
         i.append(items.setdefault(item, len(items)))
     columns = {"u": u, "i": i, "rating": rating, "timestamp": timestamp}
-    table = pl.DataFrame({name: np.asarray(values) for name, values in columns.items()}).with_row_index(
-        "line"
-    )
+    table = pl.DataFrame({name: np.asarray(values) for name, values in columns.items()}).with_row_index("line")
     table = table.sort("timestamp", "line")
     latest = table.unique(["u", "i"], keep="last", maintain_order=True).sort("line")
     names = {"u": pl.Series(list(users), dtype=pl.String), "i": pl.Series(list(items), dtype=pl.String)}
@@ -151,6 +150,7 @@ def read_meta(path: Path, wanted: set[str]) -> pl.DataFrame:
         try:
             meta = json.loads(line)
             item, title, brand = meta["asin"], _text(meta.get("title")), _text(meta.get("brand"))
+            title = "" if SCRIPT.search(title) else title
             category = [_text(c) for c in (meta.get("category") or [])[1:2]]
         except (ValueError, KeyError, TypeError, AttributeError):
             expected = "JSON with asin, title, brand and a list as category"

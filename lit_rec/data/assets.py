@@ -64,9 +64,7 @@ def extract_zip(archive: Path, target: Path, *, prefix: str = "", limit: int = M
                     while block := source.read(1 << 20):
                         left -= len(block)
                         if left < 0:  # the sizes an archive states may be lies
-                            raise UserError(
-                                f"the archive unpacks to more than {limit:,} bytes", where=str(archive)
-                            )
+                            raise UserError(f"the archive unpacks to more than {limit:,} bytes", where=str(archive))
                         sink.write(block)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         # the last two: an unknown compression, a password
@@ -160,9 +158,7 @@ def fetch_url(url: str, target: Path, *, known_hash: str) -> Path:
         try:
             downloader = pooch.HTTPDownloader(progressbar=False, timeout=60)
             return Path(
-                pooch.retrieve(
-                    url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=downloader
-                )
+                pooch.retrieve(url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=downloader)
             )
         except ValueError as error:
             raise UserError(

@@ -111,13 +111,21 @@ class AtomicFiles:
         options = {k: v for k, v in vars(self).items() if k not in ("root", "name")}
         return {"name": self.name, "files": [stat_of(f) for f in files if f.is_file()], **options}
 
-    def _column(self, table: pl.DataFrame, column: str, kind: str, key: str) -> pl.Series:
+    def _column(
+        self, table: pl.DataFrame, column: str, kind: str, key: str, dtype: type[pl.DataType] | None = None
+    ) -> pl.Series:
         if column not in table.columns:
             raise UserError(
                 f"there is no column {column!r}",
                 where=f"{self._file(kind)}:1",
                 why=f"columns are {', '.join(table.columns)}",
                 fix=f"set data.{key} to one of them",
+            )
+        if dtype is not None and table[column].dtype != dtype:
+            raise UserError(
+                f"column {column!r} is not a {'token' if dtype == pl.String else 'float'} column",
+                where=f"{self._file(kind)}:1",
+                fix=f"correct the header, or set data.{key} to another column",
             )
         return table[column]
 
@@ -131,12 +139,12 @@ class AtomicFiles:
         inter = read_atomic(need_file(self._file("inter"), "the interactions", source), self.separator)
         ratings = pl.DataFrame(
             {
-                "user_id": self._column(inter, self.user, "inter", "user"),
-                "item_id": self._column(inter, self.item, "inter", "item"),
-                "rating": self._column(inter, self.rating, "inter", "rating")
+                "user_id": self._column(inter, self.user, "inter", "user", pl.String),
+                "item_id": self._column(inter, self.item, "inter", "item", pl.String),
+                "rating": self._column(inter, self.rating, "inter", "rating", pl.Float64)
                 if self.rating
                 else pl.Series([self.positive_above + 1.0] * len(inter)),
-                "timestamp": self._column(inter, self.timestamp, "inter", "timestamp")
+                "timestamp": self._column(inter, self.timestamp, "inter", "timestamp", pl.Float64)
                 if self.timestamp
                 else pl.Series(range(len(inter))),
             }
@@ -144,9 +152,7 @@ class AtomicFiles:
         empty = ratings.select(pl.any_horizontal(pl.all().is_null()).alias("e"))["e"].arg_true()
         if len(empty):
             row = int(empty[0])
-            raise bad_line(
-                self._file("inter"), row + 2, str(inter.row(row)), "a user, an item, a rating and a time"
-            )
+            raise bad_line(self._file("inter"), row + 2, str(inter.row(row)), "a user, an item, a rating and a time")
         items, attributes = self._items(ratings)
         return canonical(
             self.name,
@@ -154,9 +160,7 @@ class AtomicFiles:
             self._users(ratings),
             items,
             item_attributes=attributes,
-            rating_max=self.rating_max
-            if self.rating_max is not None
-            else float(ratings["rating"].max() or 0),  # type: ignore[arg-type]
+            rating_max=self.rating_max if self.rating_max is not None else float(ratings["rating"].max() or 0),  # type: ignore[arg-type]
             positive_above=self.positive_above,
             item_noun=self.item_noun,
         )
@@ -165,7 +169,7 @@ class AtomicFiles:
         if not self._file("user").is_file():
             return ratings.select("user_id").unique(maintain_order=True)
         table = read_atomic(self._file("user"), self.separator)
-        self._column(table, self.user, "user", "user")
+        self._column(table, self.user, "user", "user", pl.String)
         words = [c for c in table.columns if c != self.user and table[c].dtype == pl.String]
         table = table.select(pl.col(self.user).alias("user_id"), *words)
         if "gender" in words:
@@ -177,13 +181,11 @@ class AtomicFiles:
             ids = ratings["item_id"].unique(maintain_order=True)
             return pl.DataFrame({"item_id": ids, "title": ids}), []
         table = read_atomic(self._file("item"), self.separator)
-        columns: dict[str, pl.Series] = {"item_id": self._column(table, self.item, "item", "item")}
+        columns: dict[str, pl.Series] = {"item_id": self._column(table, self.item, "item", "item", pl.String)}
         title = self._column(table, self.title, "item", "title") if self.title else columns["item_id"]
         if title.dtype == pl.List:
             title = title.list.join(self.separator)
-        columns["title"] = (
-            title.map_elements(natural_title, return_dtype=pl.String) if self.article_last else title
-        )
+        columns["title"] = title.map_elements(natural_title, return_dtype=pl.String) if self.article_last else title
         if self.year:
             year = self._column(table, self.year, "item", "year").cast(pl.String)
             columns["year"] = year.str.extract(r"(\d{4})").cast(pl.Int32)
@@ -196,7 +198,9 @@ class AtomicFiles:
         )
         for name in chosen:
             column = self._column(table, name, "item", "attributes")
-            if column.dtype != pl.List(pl.String):  # a single value, or none
+            if column.dtype == pl.List:
+                column = column.cast(pl.List(pl.String))
+            else:  # a single value, or none
                 text = column.cast(pl.String)
                 column = text.to_frame("v").select(
                     pl.when((pl.col("v") == "") | pl.col("v").is_null())

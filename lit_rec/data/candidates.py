@@ -43,10 +43,7 @@ class Ranker:
 
     def score(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Scores of items [n, k] for users [n]."""
-        return (
-            np.einsum("nd,nkd->nk", self.user_factors[users], self.item_factors[items])
-            + self.item_bias[items]
-        )
+        return np.einsum("nd,nkd->nk", self.user_factors[users], self.item_factors[items]) + self.item_bias[items]
 
     def score_all(self, users: np.ndarray) -> np.ndarray:
         """Scores [n, n_items + 1] of all items for users [n]."""
@@ -66,9 +63,7 @@ def popularity_ranker(counts: np.ndarray, n_users: int) -> Ranker:
 
 
 @_one_thread()
-def bpr_ranker(
-    users: np.ndarray, items: np.ndarray, histories: np.ndarray, n_items: int, seed: int
-) -> Ranker:
+def bpr_ranker(users: np.ndarray, items: np.ndarray, histories: np.ndarray, n_items: int, seed: int) -> Ranker:
     """A matrix factorisation fitted with Bayesian personalised ranking (arXiv 1205.2618).
 
     It learns item factors only: a user is the mean of the factors of the user's items (as in FISM), in training of
@@ -117,7 +112,7 @@ class World:
         i: [n] their items.
         n_items: Number of items, padding not counted.
         history: [U, H] histories, 0 = padding.
-        fit_on: [U] whose interactions models may be fitted on.
+        fit_on: [n] interactions that models may be fitted on.
         known: Items a negative may be.
         seed: Of the fitted models.
     """
@@ -133,12 +128,12 @@ class World:
 
     def popularity(self) -> np.ndarray:
         """[n_items + 1] counts of training interactions."""
-        return popularity(self.i[self.fit_on[self.u]], self.n_items)
+        return popularity(self.i[self.fit_on], self.n_items)
 
     def bpr(self) -> Ranker:
         """The BPR model, fitted when it is first needed."""
         if self._bpr is None:
-            chosen = self.fit_on[self.u]
+            chosen = self.fit_on
             self._bpr = bpr_ranker(self.u[chosen], self.i[chosen], self.history, self.n_items, self.seed)
         return self._bpr
 
@@ -267,14 +262,9 @@ def order_candidates(
     items, labels = np.take_along_axis(items, order, 1), np.take_along_axis(labels, order, 1)
     if initial_ranker is not None:
         counts = world.popularity()
-        ranker = (
-            popularity_ranker(counts, len(world.history)) if initial_ranker == "popularity" else world.bpr()
-        )
+        ranker = popularity_ranker(counts, len(world.history)) if initial_ranker == "popularity" else world.bpr()
         scores = np.concatenate(
-            [
-                ranker.score(owner[at : at + 65536], items[at : at + 65536])
-                for at in range(0, len(owner), 65536)
-            ]
+            [ranker.score(owner[at : at + 65536], items[at : at + 65536]) for at in range(0, len(owner), 65536)]
         )
         order = np.argsort(-scores, axis=1, kind="stable")
         items, labels = np.take_along_axis(items, order, 1), np.take_along_axis(labels, order, 1)

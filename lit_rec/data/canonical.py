@@ -94,16 +94,10 @@ def canonical(
             fix="add them to the item file, or remove their ratings",
         )
     # In the order of the files that describe them: `kar` splits users by id, and ids are in file order there.
-    kept_users = users.join(
-        ratings.select("user_id").unique(), on="user_id", how="semi", maintain_order="left"
-    )
+    kept_users = users.join(ratings.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
     undescribed = ratings.join(users, on="user_id", how="anti").select("user_id").unique(maintain_order=True)
-    kept_users = pl.concat([kept_users, undescribed], how="diagonal").with_columns(
-        pl.col(pl.String).fill_null("")
-    )
-    kept_items = items.join(
-        ratings.select("item_id").unique(), on="item_id", how="semi", maintain_order="left"
-    )
+    kept_users = pl.concat([kept_users, undescribed], how="diagonal").with_columns(pl.col(pl.String).fill_null(""))
+    kept_items = items.join(ratings.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
     padding = pl.DataFrame({"item_id": [""], "title": [""]})
     kept_items = pl.concat([padding, kept_items], how="diagonal").with_columns(
         pl.col("title").fill_null(""), *(pl.col(a).fill_null([]) for a in item_attributes)

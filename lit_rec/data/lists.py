@@ -81,10 +81,10 @@ def build_lists(
     takes the next <= `real` interactions and is filled with negatives up to `list_size`. The label of a real item is
     1 when it was rated above `data.positive_above`.
 
-    "kar": time is cut to the calendar date (in `time_zone`) before the stable sort; negatives are drawn without looking
-    at the user;
-    lists without a positive stay. "strict": time in seconds; negatives are unique in a list and nothing the user ever
-    interacted with; lists without a positive are dropped and counted.
+    "kar": time is cut to the calendar date (in `time_zone`) before the stable sort; negatives are drawn without
+    looking at the user; lists without a positive stay. "strict": time in seconds; of repeated interactions with an
+    item the first counts, so that nothing of the history is a target; negatives are unique in a list and nothing the
+    user ever interacted with; lists without a positive are dropped and counted.
 
     Args:
         data: The ratings.
@@ -97,7 +97,8 @@ def build_lists(
         initial_ranker: None shuffles the candidates; "popularity" or "bpr" orders them, best first.
         item_core: Drop items with fewer ratings first; 0 keeps all.
         seed: Of everything random.
-        train_users: Users whose interactions popularity and BPR may be fitted on; default: all.
+        train_users: Users whose interactions popularity and BPR may be fitted on; default: all. An empty tensor fits
+            them on everybody's history instead, which holds no target: for folds, where every user is tested once.
         time_zone: Whose calendar "kar" uses, an IANA name. KAR's code takes that of the machine it runs on, so that
             lists differ between machines; here it is said.
 
@@ -130,17 +131,14 @@ def build_lists(
 
     real_places = items > 0
     rng = np.random.default_rng(seed)
-    fit_on = np.ones(data.n_users, dtype=bool)
+    fit_on = np.ones(len(u), dtype=bool)
     if train_users is not None:
-        fit_on = np.zeros(data.n_users, dtype=bool)
-        fit_on[train_users.numpy()] = True
+        fit_on = np.isin(u, train_users.numpy()) if len(train_users) else past
     known = np.unique(i) if protocol == "strict" or item_core else np.arange(1, data.n_items + 1)
     world = World(u, i, data.n_items, history_items, fit_on, known, seed)
     fill(items, owner, world, protocol, negatives, rng)
     report["negatives_among_real"] = int(
-        ((items[:, :, None] == items[:, None, :]) & ~real_places[:, :, None] & real_places[:, None, :])
-        .any(2)
-        .sum()
+        ((items[:, :, None] == items[:, None, :]) & ~real_places[:, :, None] & real_places[:, None, :]).any(2).sum()
     )
     items, labels = order_candidates(items, labels, owner, world, initial_ranker, rng)
     if protocol == "strict":
@@ -165,9 +163,7 @@ def build_lists(
     return ListSet(user, listed, relevant, items_before, ratings_before, report)
 
 
-def _check(
-    protocol: str, negatives: str, initial_ranker: str | None, history: int, real: int, list_size: int
-) -> None:
+def _check(protocol: str, negatives: str, initial_ranker: str | None, history: int, real: int, list_size: int) -> None:
     given = {"protocol": protocol, "negatives": negatives, "initial_ranker": initial_ranker}
     for key, value in given.items():
         if value not in CHOICES[key]:
@@ -208,9 +204,9 @@ def _ordered(
         report["ratings_dropped_by_item_core"] = len(table) - len(kept)
         table = kept
     time = pl.col("timestamp")
-    if protocol == "kar":
-        time = pl.from_epoch(time).dt.replace_time_zone("UTC").dt.convert_time_zone(time_zone).dt.date()
     try:
+        if protocol == "kar":
+            time = pl.from_epoch(time).dt.replace_time_zone("UTC").dt.convert_time_zone(time_zone).dt.date()
         table = table.with_columns(time.alias("time")).sort("user", "time", maintain_order=True)
     except pl.exceptions.ComputeError as error:
         raise UserError(
@@ -219,6 +215,10 @@ def _ordered(
             why=str(error),
             fix="use an IANA name such as UTC or Asia/Shanghai",
         ) from error
+    if protocol == "strict":
+        once = table.unique(["user", "item"], keep="first", maintain_order=True)
+        report["repeated_interactions_dropped"] = len(table) - len(once)
+        table = once
     return (
         table["user"].to_numpy().astype(np.int64),
         table["item"].to_numpy().astype(np.int64),

@@ -65,13 +65,9 @@ def _folder(root: str | None, url: str, md5: str, marker: str) -> Path:
                 fix=f"name the folder with {marker}, the zip file, or null to download it",
             )
     folder = unpacked_zip(path) if path.is_file() else path
-    found = next(
-        (p.parent for p in (folder / marker, *sorted(folder.glob(f"*/{marker}"))) if p.is_file()), None
-    )
+    found = next((p.parent for p in (folder / marker, *sorted(folder.glob(f"*/{marker}"))) if p.is_file()), None)
     if found is None:
-        raise UserError(
-            f"{marker} not found in {path}", where="config key data.root", fix=f"get the data from {url}"
-        )
+        raise UserError(f"{marker} not found in {path}", where="config key data.root", fix=f"get the data from {url}")
     return found
 
 
@@ -249,9 +245,7 @@ class MovieLens100K:
     def _grouplens(folder: Path) -> RatingsData:
         source = f"get the data from {ML100K_URL}"
         path = need_file(folder / "u.data", "the ratings", source)
-        ratings = read_separated(
-            path, "\t", ["user_id", "item_id", "rating", "timestamp"], "user, item, rating, time"
-        )
+        ratings = read_separated(path, "\t", ["user_id", "item_id", "rating", "timestamp"], "user, item, rating, time")
         numbers = ratings.select(pl.col("rating", "timestamp").cast(pl.Int64, strict=False))
         wrong = numbers.select(pl.any_horizontal(pl.all().is_null()).alias("w"))["w"].arg_true()
         if len(wrong):
@@ -270,9 +264,7 @@ class MovieLens100K:
         )
         title, year = split_title(movies["title"])
         names = genres["genre"].to_list()
-        listed = pl.concat_list(
-            [pl.when(pl.col(f) == "1").then(pl.lit(g)) for f, g in zip(flags, names, strict=True)]
-        )
+        listed = pl.concat_list([pl.when(pl.col(f) == "1").then(pl.lit(g)) for f, g in zip(flags, names, strict=True)])
         items = movies.with_columns(title, year, listed.list.drop_nulls().alias("genres")).select(
             "item_id", "title", "year", "genres"
         )

@@ -85,6 +85,7 @@ class Ground:
             "data": self._reader.describe(),
             "users": self.cfg.users,
             "lists": plain(self.cfg.lists),
+            "folded": self.cfg.evaluation.folds > 1,
             "seed": self.cfg.seed,
         }
 
@@ -105,7 +106,7 @@ class Ground:
                     initial_ranker=c.initial_ranker,
                     item_core=c.item_core,
                     seed=self.cfg.seed,
-                    train_users=self.splits(0).train,
+                    train_users=self.splits(0).train if self.cfg.evaluation.folds == 1 else torch.zeros(0).long(),
                 )
                 progress(self.data.n_users)
             lists.save(work / "lists")

@@ -11,9 +11,7 @@ from lit_rec.data.canonical import RatingsData, canonical
 def make_ratings() -> Callable[..., RatingsData]:
     """A synthetic data set with skewed popularity, unsorted time and many ratings on one day."""
 
-    def make(
-        users: int = 40, items: int = 120, seed: int = 0, shortest: int = 2, longest: int = 60
-    ) -> RatingsData:
+    def make(users: int = 40, items: int = 120, seed: int = 0, shortest: int = 2, longest: int = 60) -> RatingsData:
         rng = np.random.default_rng(seed)
         rows = []
         for user in range(users):

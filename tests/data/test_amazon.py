@@ -2,6 +2,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -18,7 +19,7 @@ def review(user: str, item: str, rating: float = 5.0, time: int = 1) -> dict:
         "reviewerID": user,
         "asin": item,
         "style": {"Format:": " Kindle Edition"},
-        "reviewText": "Fine:\n\"a\"",
+        "reviewText": 'Fine:\n"a"',
         "unixReviewTime": time,
     }
 
@@ -35,15 +36,20 @@ def write(folder: Path, reviews: list[dict], books: list[dict]) -> Path:
     return folder
 
 
-REVIEWS = [review(u, i, r, t) for t, (u, i, r) in enumerate(
-    [("U2", "B", 4.0), ("U1", "A", 5.0), ("U2", "A", 3.0), ("U1", "B", 1.0), ("U1", "C", 5.0)], 100
-)]
+pytestmark = pytest.mark.filterwarnings("ignore:.*have no title")
+REVIEWS = [
+    review(u, i, r, t)
+    for t, (u, i, r) in enumerate(
+        [("U2", "B", 4.0), ("U1", "A", 5.0), ("U2", "A", 3.0), ("U1", "B", 1.0), ("U1", "C", 5.0)], 100
+    )
+]
 BOOKS = [
     book("Z", "not rated"),
     book("A", "War &amp; Peace", category=("Books", "Literature &amp; Fiction", "Classics")),
     book("A", "a second line for the same book"),
-    book("B", "var aPageStart = (new Date()).getTime();", brand="", category=("Books",)),
+    book("B", "Emma", brand="", category=("Books",)),
 ]
+DUNE = book("C", "Dune", brand="V. Hugo &amp; Sons")
 
 
 def load(folder: Path, **cores: int):
@@ -52,35 +58,50 @@ def load(folder: Path, **cores: int):
 
 def test_reads_reviews_and_books(tmp_path):
     data = load(write(tmp_path, REVIEWS, BOOKS))
-    assert (data.n_users, data.n_items, data.positive_above, data.item_noun) == (2, 3, 4, "book")
+    assert (data.n_users, data.n_items, data.positive_above, data.item_noun) == (2, 2, 4, "book")
     assert data.users["user_id"].to_list() == ["U2", "U1"]
-    assert data.items["item_id"].to_list() == ["", "B", "A", "C"]
-    assert data.items["title"].to_list() == ["", "", "War & Peace", ""]  # page script and no metadata: no title
-    assert data.items["category"].to_list() == [[], [], ["Literature & Fiction"], []]
-    assert data.items["brand"].to_list() == [[], [], ["Visit Amazon's Jane Doe Page"], []]
-    assert data.interactions.rows() == [(0, 1, 4, 100), (1, 2, 5, 101), (0, 2, 3, 102), (1, 1, 1, 103), (1, 3, 5, 104)]
+    assert data.items["item_id"].to_list() == ["", "A", "B"]
+    assert data.items["title"].to_list() == ["", "War & Peace", "Emma"]
+    assert data.items["category"].to_list() == [[], ["Literature & Fiction"], []]
+    assert data.items["brand"].to_list() == [[], ["Visit Amazon's Jane Doe Page"], []]
+    assert data.interactions.rows() == [(0, 2, 4, 100), (1, 1, 5, 101), (0, 1, 3, 102), (1, 2, 1, 103)]
 
 
-@pytest.mark.parametrize("block", [1, 300, 1 << 20])
-def test_the_block_size_changes_nothing(tmp_path, monkeypatch, block):
+@pytest.mark.parametrize(
+    "rows", [[], [book("C", "")], [book("C", "var aPageStart = (new Date()).getTime();")], [{"asin": "C"}]]
+)
+def test_books_without_a_title_are_left_out_with_a_warning(tmp_path, rows):
+    with pytest.warns(UserWarning, match="1 books have no title"):
+        data = load(write(tmp_path, REVIEWS, [*BOOKS, *rows]))
+    assert "C" not in data.items["item_id"].to_list()
+
+
+def test_the_filter_is_applied_again_to_what_has_a_title(tmp_path):
+    assert load(write(tmp_path, REVIEWS, [*BOOKS, DUNE]), user_core=2).n_items == 3
+    assert load(tmp_path, user_core=3).users.rows() == [("U1",)]
     write(tmp_path, REVIEWS, BOOKS)
-    expected = load(tmp_path)
-    monkeypatch.setattr(amazon.read_json_lines, "__kwdefaults__", {"block": block})
-    found = load(tmp_path)
-    assert found.interactions.equals(expected.interactions)
-    assert found.items.equals(expected.items)
+    with pytest.warns(UserWarning, match="no title"), pytest.raises(UserError, match="no users with 3 reviews"):
+        load(tmp_path, user_core=3)
 
 
-def test_a_review_that_is_there_twice_counts_once(tmp_path):
-    again = [*REVIEWS, REVIEWS[1], review("U1", "A", 5.0, 999)]
-    assert len(load(write(tmp_path, again, BOOKS)).interactions) == len(REVIEWS) + 1
+def test_only_descriptions_of_books_that_are_left_are_parsed(tmp_path, monkeypatch):
+    parsed = []
+    monkeypatch.setattr(amazon.json, "loads", lambda s, _loads=json.loads: parsed.append(s) or _loads(s))
+    load(write(tmp_path, REVIEWS, [*BOOKS, DUNE]), user_core=2, item_core=2)
+    assert len(parsed) == len(REVIEWS) + 3  # A, A again, B; not Z, without a review, nor C, with one
+
+
+def test_of_several_reviews_the_latest_counts(tmp_path):
+    again = [*REVIEWS, review("U1", "A", 2.0, 999), review("U2", "B", 1.0, 1)]
+    rows = load(write(tmp_path, again, BOOKS)).interactions.rows()
+    assert len(rows) == 4
+    assert {(0, 2, 4, 100), (1, 1, 2, 999)} <= set(rows)
 
 
 def brute_core(rows: list[tuple], users: int, items: int) -> list[tuple]:
     while True:
         kept = [
-            r for r in rows
-            if sum(q[0] == r[0] for q in rows) >= users and sum(q[1] == r[1] for q in rows) >= items
+            r for r in rows if sum(q[0] == r[0] for q in rows) >= users and sum(q[1] == r[1] for q in rows) >= items
         ]
         if kept == rows:
             return rows
@@ -89,23 +110,26 @@ def brute_core(rows: list[tuple], users: int, items: int) -> list[tuple]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_core_against_brute_force(seed):
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     rows = list(zip(rng.integers(12, size=90).tolist(), rng.geometric(0.2, size=90).tolist(), strict=True))
-    table = pl.DataFrame(rows, schema=["user", "item"], orient="row")
+    table = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
     assert core(table, user_core=5, item_core=4).rows() == brute_core(rows, 5, 4)
 
 
 def test_an_empty_core_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no rating is left of 5"):
+    with pytest.raises(UserError, match="no users with 4 reviews"):
         load(write(tmp_path, REVIEWS, BOOKS), user_core=4)
 
 
 @pytest.mark.parametrize(
     "line",
-    ['{"overall": 5.0,', "", "[]", '{"reviewerID": "U", "asin": "A", "overall": 5.0}',
-     '{"reviewerID": "U", "asin": "A", "overall": "five", "unixReviewTime": 1}'],
+    [
+        '{"overall": 5.0,',
+        "",
+        "[]",
+        '{"reviewerID": "U", "asin": "A", "overall": 5.0}',
+        '{"reviewerID": "U", "asin": "A", "overall": "five", "unixReviewTime": 1}',
+    ],
 )
 def test_a_malformed_line_is_named(tmp_path, line):
     write(tmp_path, REVIEWS, BOOKS)
@@ -119,9 +143,13 @@ def test_a_malformed_line_is_named(tmp_path, line):
     assert repr(line) in error.value.what
 
 
-def test_line_numbers_count_over_blocks(tmp_path, monkeypatch):
-    write(tmp_path, REVIEWS, [*BOOKS, {"title": "no id"}])
-    monkeypatch.setattr(amazon.read_json_lines, "__kwdefaults__", {"block": 1})
+@pytest.mark.parametrize(
+    "line", ['{"title": "no id"}', '{"asin": "A", "title": ["War"]}', '{"asin": "A", "category": 3}', "{", '"A"', ""]
+)
+def test_a_malformed_description_is_named(tmp_path, line):
+    write(tmp_path, REVIEWS, BOOKS)
+    with gzip.open(tmp_path / "meta_Books.json.gz", "at") as file:
+        file.write(line + "\n")
     with pytest.raises(UserError) as error:
         load(tmp_path)
     assert error.value.where == f"{tmp_path / 'meta_Books.json.gz'}:5"
@@ -140,7 +168,7 @@ def test_a_missing_file_is_named(tmp_path, name):
     (write(tmp_path, REVIEWS, BOOKS) / name).unlink()
     with pytest.raises(UserError, match=name) as error:
         load(tmp_path)
-    assert "amazon" in error.value.fix
+    assert "Amazon review data 2018" in error.value.fix
 
 
 def test_describe_identifies_the_source(tmp_path):

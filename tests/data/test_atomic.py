@@ -8,8 +8,10 @@ from lit_rec.data.atomic import AtomicFiles, read_atomic
 from lit_rec.errors import UserError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n7\ta\t4\t30\n7\tb\t2\t10\n8\ta\t5\t20\n"
-ITEM = "item_id:token\tname:token_seq\tkind:token\ttags:token_seq\tv:float_seq\n" \
+ITEM = (
+    "item_id:token\tname:token_seq\tkind:token\ttags:token_seq\tv:float_seq\n"
     "a\tThe First\tx\tp q\t0.5 1\nb\tMatrix\t\t\t\nc\tUnrated\ty\tp\t2\n"
+)
 USER = "user_id:token\tage:token\tgender:token\n7\t24\tM\n8\t\tF\n"
 
 
@@ -53,8 +55,11 @@ def test_other_column_names(tmp_path):
 def test_types(tmp_path):
     table = read_atomic(write(tmp_path) / "shop.item")
     assert table.schema == {
-        "item_id": pl.String, "name": pl.List(pl.String), "kind": pl.String,
-        "tags": pl.List(pl.String), "v": pl.List(pl.Float64),
+        "item_id": pl.String,
+        "name": pl.List(pl.String),
+        "kind": pl.String,
+        "tags": pl.List(pl.String),
+        "v": pl.List(pl.Float64),
     }
     assert table["v"].to_list() == [[0.5, 1.0], [], [2.0]]
 
@@ -79,10 +84,44 @@ def test_a_malformed_line_is_named(tmp_path, kind, text, line):
     assert error.value.where == f"{tmp_path / 'shop'}.{kind}:{line}"
 
 
-@pytest.mark.parametrize("change", ["rating:token", "rating:token_seq"])
-def test_a_rating_must_be_a_number_column(tmp_path, change):
-    with pytest.raises(UserError, match="rating"):
-        load(write(tmp_path, INTER.replace("rating:float", change)))
+def test_ids_must_be_tokens(tmp_path):
+    with pytest.raises(UserError, match="'user_id' is not a token column") as error:
+        load(write(tmp_path, INTER.replace("user_id:token", "user_id:float"), user=None))
+    assert error.value.where == f"{tmp_path / 'shop.inter'}:1"
+
+
+def test_attributes_may_be_numbers(tmp_path):
+    data = load(write(tmp_path), attributes=["v"])
+    assert data.items["v"].to_list() == [[], ["0.5", "1.0"], []]
+
+
+def test_year_and_article(tmp_path):
+    item = "item_id:token\tname:token_seq\tyear:float\na\tMatrix, The\t1999\nb\tÉté\t\n"
+    data = load(write(tmp_path, item=item), title="name", year="year", article_last=True)
+    assert data.items["title"].to_list() == ["", "The Matrix", "Été"]
+    assert data.items["year"].to_list() == [None, 1999, None]
+    assert data.item_attributes == ()
+
+
+def test_windows_line_ends(tmp_path):
+    assert len(load(write(tmp_path, INTER.replace("\n", "\r\n").rstrip())).interactions) == 3
+
+
+def test_users_who_are_not_described_come_last(tmp_path):
+    data = load(write(tmp_path, user="user_id:token\tgender:token\n8\tF\n"))
+    assert data.users.rows() == [("8", "female"), ("7", "")]
+
+
+def test_no_interaction_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="shop holds no rating"):
+        load(write(tmp_path, INTER.split("\n")[0] + "\n"))
+
+
+@pytest.mark.parametrize("key", ["title", "year", "rating", "timestamp", "user", "item"])
+def test_a_missing_column_names_its_key(tmp_path, key):
+    with pytest.raises(UserError, match="there is no column 'nope'") as error:
+        load(write(tmp_path), **{key: "nope"})
+    assert f"data.{key}" in error.value.fix
 
 
 def test_a_missing_file_and_a_missing_column(tmp_path):

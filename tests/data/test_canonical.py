@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import polars as pl
 import pytest
 import torch
 
@@ -27,13 +30,11 @@ def test_impossible_samples(make_ratings, n):
 
 
 def test_attribute_table(make_ratings):
-    from dataclasses import replace
-
-    import polars as pl
-
     data = make_ratings()
     rows = [[]] + [["a", "b"] if i % 2 else ["b"] for i in range(data.n_items)]
-    items = data.items.with_columns(pl.Series("tags", rows), pl.Series("none", [[]] * len(rows), dtype=pl.List(pl.String)))
+    items = data.items.with_columns(
+        pl.Series("tags", rows), pl.Series("none", [[]] * len(rows), dtype=pl.List(pl.String))
+    )
     table, widths = attribute_table(replace(data, items=items, item_attributes=("tags", "none")))
     assert table.shape == (data.n_items + 1, 2)
     assert widths == [2]
@@ -41,3 +42,15 @@ def test_attribute_table(make_ratings):
     assert table[1].tolist() == [2, 0]
     assert table[2].tolist() == [1, 2]
     assert table.dtype == torch.int64
+    nothing, widths = attribute_table(data)
+    assert nothing.shape == (data.n_items + 1, 0)
+    assert widths == []
+
+
+def test_values_of_different_attributes_are_numbered_apart(make_ratings):
+    data = make_ratings()
+    rows = [[]] + [["same"]] * data.n_items
+    items = data.items.with_columns(pl.Series("a", rows), pl.Series("b", rows))
+    table, widths = attribute_table(replace(data, items=items, item_attributes=("a", "b")))
+    assert table[1].tolist() == [1, 2]
+    assert widths == [1, 1]

@@ -6,6 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_rec.data import candidates
 from lit_rec.data.canonical import canonical
@@ -136,11 +138,11 @@ def test_a_calendar_date_belongs_to_a_time_zone():
     data = tiny([("1", "late", 5, 84600 + 3600), ("1", "early", 5, 84600), ("1", "c", 5, 10**6), ("1", "d", 5, 10**6)])
     order = {}
     for zone in ("UTC", "America/New_York"):
-        lists = build_lists(data, protocol="kar", list_size=4, time_zone=zone)
+        lists = build_lists(data, protocol="kar", real=2, list_size=4, time_zone=zone)
         order[zone] = [data.items["item_id"][i] for i in lists.history_items[0][:2].tolist()]
     assert order == {"UTC": ["early", "late"], "America/New_York": ["late", "early"]}
     with pytest.raises(UserError, match="Mars"):
-        build_lists(data, protocol="kar", list_size=4, time_zone="Mars/Olympus")
+        build_lists(data, protocol="kar", real=2, list_size=4, time_zone="Mars/Olympus")
 
 
 def tiny(rows):
@@ -170,10 +172,13 @@ def test_popular_negatives_follow_training_popularity(make_ratings):
     assert share["popularity"] > 1.2 * share["uniform"]
 
 
-@pytest.mark.parametrize("options", [{"negatives": "retrieved"}, {"initial_ranker": "bpr"}, {"negatives": "popularity"}])
-def test_targets_of_held_out_users_do_not_reach_the_fitted_models(make_ratings, options):
+@pytest.mark.parametrize(
+    "options", [{"negatives": "retrieved"}, {"initial_ranker": "bpr"}, {"negatives": "popularity"}]
+)
+@pytest.mark.parametrize("trained", [20, 0])
+def test_targets_of_held_out_users_do_not_reach_the_fitted_models(make_ratings, options, trained):
     """Test users' ratings after the history are permuted between them: what was learned must not move."""
-    data, train, fitted = make_ratings(users=30, longest=30), torch.arange(20), []
+    data, train, fitted = make_ratings(users=30, longest=30), torch.arange(trained), []
     original = candidates.World.bpr, candidates.World.popularity
 
     def spy(name):
@@ -187,16 +192,23 @@ def test_targets_of_held_out_users_do_not_reach_the_fitted_models(make_ratings, 
     n_history = {u: len(h) for u, (h, _) in by_hand(data, "strict", 30).items()}
     order = data.interactions.with_row_index("line").sort("user", "timestamp", maintain_order=True)
     order = order.with_columns(pl.int_range(pl.len()).over("user").alias("place"))
-    target = (pl.col("user") >= 20) & (pl.col("place") >= pl.col("user").replace_strict(n_history, return_dtype=pl.Int64))
-    changed = order.with_columns(pl.when(target).then(1 + pl.col("item") * 7 % data.n_items).otherwise("item").alias("item"))
-    other = replace(data, interactions=changed.sort("line").select(data.interactions.columns).cast(data.interactions.schema))
+    target = (pl.col("user") >= 20) & (
+        pl.col("place") >= pl.col("user").replace_strict(n_history, return_dtype=pl.Int64)
+    )
+    changed = order.with_columns(
+        pl.when(target).then(1 + pl.col("item") * 7 % data.n_items).otherwise("item").alias("item")
+    )
+    other = replace(
+        data, interactions=changed.sort("line").select(data.interactions.columns).cast(data.interactions.schema)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates.World, "bpr", spy("bpr"))
         patch.setattr(candidates.World, "popularity", spy("popularity"))
         build_lists(data, protocol="kar", train_users=train, **options)
         half = len(fitted)
         build_lists(other, protocol="kar", train_users=train, **options)
-    assert half and len(fitted) == 2 * half
+    assert half > 0
+    assert len(fitted) == 2 * half
     for a, b in zip(fitted[:half], fitted[half:], strict=True):
         assert np.array_equal(a, b)
 
@@ -212,6 +224,31 @@ def test_retrieved_negatives_are_harder_than_random_ones(make_ratings):
         return float(np.mean([popular[i] for u, row in pairs for i in row if i not in seen[u]]))
 
     assert mean_count("retrieved") > mean_count("uniform")
+
+
+def test_retrieved_negatives_score_high_under_the_ranker(make_ratings, monkeypatch):
+    data, fitted = make_ratings(users=150, items=300, longest=40), []
+    original = candidates.World.bpr
+    monkeypatch.setattr(candidates.World, "bpr", lambda self: fitted.append(original(self)) or fitted[-1])
+    scores = {}
+    for negatives in ("retrieved", "uniform"):
+        lists = build_lists(data, negatives=negatives, initial_ranker="bpr")
+        shown = fitted[0].score(lists.user.numpy(), lists.items.numpy())
+        scores[negatives] = shown[lists.labels.numpy() == 0].mean()
+        given = fitted[-1].score(lists.user.numpy(), lists.items.numpy())
+        assert (np.diff(given, axis=1) <= 1e-6).all()  # and the initial ranker put the best first
+    assert scores["retrieved"] > scores["uniform"] + 0.1
+
+
+@pytest.mark.parametrize("protocol", ["kar", "strict"])
+def test_retrieving_from_few_items_gives_no_padding(make_ratings, protocol):
+    data = make_ratings(users=20, items=40, longest=20)
+    lists = build_lists(data, protocol=protocol, negatives="retrieved")
+    assert lists.items.min() >= 1
+    seen = {u: set(i) for u, i in data.interactions.group_by("user").agg("item").iter_rows()}
+    for user, items, labels in zip(lists.user.tolist(), lists.items.tolist(), lists.labels.tolist(), strict=True):
+        assert all(i in seen[user] for i, label in zip(items, labels, strict=True) if label)
+        assert len(set(items)) == SIZE
 
 
 def test_the_initial_ranker_puts_popular_items_first(make_ratings):
@@ -237,6 +274,41 @@ def test_item_core_leaves_dropped_items_out_everywhere(make_ratings, protocol):
     assert lists.report["ratings_dropped_by_item_core"] == counts[counts < 5].sum()
 
 
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(1, 5), st.integers(0, 40)), min_size=20),
+    history=st.integers(1, 6),
+    real=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_strict_invariants_on_any_data(rows, history, real, seed):
+    """Repeated interactions and equal times included."""
+    rows = [(str(u), str(i), float(r), 3600 * t) for u, i, r, t in rows]
+    rows += [(f"other {i % 2}", f"other {i}", 5.0, i) for i in range(60)]  # enough items for everybody's lists
+    data = tiny(rows)
+    lists = build_lists(data, history=history, real=real, list_size=real + 3, seed=seed)
+    ratings: dict[tuple[int, int], list] = {}
+    for user, item, rating, time in data.interactions.iter_rows():
+        ratings.setdefault((user, item), []).append((time, rating))
+    first = {key: min(found, key=lambda entry: entry[0])[1] for key, found in ratings.items()}
+    targets = set()
+    for user, items, labels in zip(lists.user.tolist(), lists.items.tolist(), lists.labels.tolist(), strict=True):
+        past = set(lists.history_items[user].tolist())
+        assert len(set(items)) == real + 3
+        assert 0 not in items
+        assert sum(labels) >= 1
+        for item, label in zip(items, labels, strict=True):
+            assert item not in past
+            assert label == ((user, item) in first and first[user, item] > 3)
+            if (user, item) in first:
+                assert (user, item) not in targets  # a target once
+                targets.add((user, item))
+    per_user = Counter(u for u, _ in first)
+    total = sum(-(-(n - min((n + 1) // 2, history)) // real) for n in per_user.values())
+    assert total == len(lists.user) + lists.report["lists_without_positive_dropped"]
+    assert lists.report["repeated_interactions_dropped"] == len(rows) - len(first)
+
+
 def test_users_with_too_little_are_counted():
     rows = [("short", "a", 5, 1), *(("long", x, 5, t) for t, x in enumerate("abcdef"))]
     rows += [("other", x, 5, t) for t, x in enumerate("ghijklmnopqrstuv")]
@@ -249,20 +321,25 @@ def test_users_with_too_little_are_counted():
 @pytest.mark.parametrize("protocol", ["kar", "strict"])
 def test_nobody_left_is_an_error(protocol):
     with pytest.raises(UserError, match="no user has a candidate list"):
-        build_lists(tiny([("1", "a", 5, 1), ("2", "b", 5, 1)]), protocol=protocol, list_size=2)
+        build_lists(tiny([("1", "a", 5, 1), ("2", "b", 5, 1)]), protocol=protocol)
 
 
 def test_nothing_liked_is_an_error_under_strict():
     rows = [("1", x, 1, t) for t, x in enumerate("abcdef")] + [("2", x, 1, t) for t, x in enumerate("ghijkl")]
-    with pytest.raises(UserError, match="no user has a candidate list"):
+    with pytest.raises(UserError, match="no user has a candidate list|no candidate list holds a positive"):
         build_lists(tiny(rows), list_size=5)
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"protocol": "Kar"}, {"negatives": "random"}, {"initial_ranker": "bm25"}, {"real": 0}, {"history": 0},
-        {"real": 11}, {"list_size": 1, "real": 1},
+        {"protocol": "Kar"},
+        {"negatives": "random"},
+        {"initial_ranker": "bm25"},
+        {"real": 0},
+        {"history": 0},
+        {"real": 11},
+        {"list_size": 1, "real": 1},
     ],
 )
 def test_impossible_options_are_named(make_ratings, options):

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 
 from lit_rec.data import movielens
-from lit_rec.data.canonical import natural_title, sample_users
+from lit_rec.data.canonical import natural_title, sample_users, split_title
 from lit_rec.data.lists import build_lists
 from lit_rec.data.movielens import MovieLens1M, MovieLens100K
 from lit_rec.errors import UserError
@@ -82,7 +82,16 @@ def test_a_download_is_checked(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "line",
-    ["1::20::5", "1::20::5::978300760::9", "1::20::five::978300760", "", "1:20:5:978300760", "1::20::5:978300760::1"],
+    [
+        "1::20::5",
+        "1::20::5::978300760::9",
+        "1::20::five::978300760",
+        "",
+        "1:20:5:978300760",
+        "1::20::5:978300760::1",
+        "1::::5::978300760",
+        "1::2:x:5::978300760",
+    ],
 )
 def test_1m_names_a_malformed_rating(tmp_path, line):
     lines = ML1M["ratings.dat"].splitlines()
@@ -146,7 +155,13 @@ def test_100k_in_grouplens_layout(tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "bad", "line"),
-    [("data", "2\t1\t3", 3), ("data", "2\t1\tx\t881250949", 3), ("item", "3|A|B", 3), ("user", "3|24", 3)],
+    [
+        ("genre", "Drama", 4),
+        ("data", "2\t1\t3", 3),
+        ("data", "2\t1\tx\t881250949", 3),
+        ("item", "3|A|B", 3),
+        ("user", "3|24", 3),
+    ],
 )
 def test_100k_names_a_malformed_line(tmp_path, file, bad, line):
     write(tmp_path, ML100K)
@@ -155,6 +170,25 @@ def test_100k_names_a_malformed_line(tmp_path, file, bad, line):
     with pytest.raises(UserError) as error:
         MovieLens100K(root=str(tmp_path)).load()
     assert error.value.where == f"{path}:{line}"
+
+
+@pytest.mark.parametrize("name", list(ML100K))
+def test_100k_names_a_missing_file(tmp_path, name):
+    (write(tmp_path, ML100K) / name).unlink()
+    with pytest.raises(UserError, match=name):
+        MovieLens100K(root=str(tmp_path)).load()
+
+
+def test_100k_takes_atomic_files_too(tmp_path):
+    files = {
+        "ml-100k.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n196\t242\t3\t881250949\n",
+        "ml-100k.item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "242\tMatrix, The\t1999\tAction Sci-Fi\n",
+        "ml-100k.user": "user_id:token\tage:token\tgender:token\n196\t49\tF\n",
+    }
+    data = MovieLens100K(root=str(write(tmp_path, files))).load()
+    assert data.items.select("title", "year", "class").row(1) == ("The Matrix", 1999, ["Action", "Sci-Fi"])
+    assert data.users["gender"].to_list() == ["female"]
 
 
 def test_100k_source_must_exist():
@@ -181,10 +215,23 @@ def test_describe_is_plain_and_names_the_files(tmp_path, reader):
         ("Good, the Bad and the Ugly, The", "The Good, the Bad and the Ugly"),
         ("Eau froide, L'", "L'Eau froide"),
         ("Crying, Laughing", "Crying, Laughing"),
+        ("Tin Drum, The (Blechtrommel, Die)", "The Tin Drum (Die Blechtrommel)"),
+        ("Hate (Haine, La)", "Hate (La Haine)"),
+        ("Slingshot, The (Kådisbellan )", "The Slingshot (Kådisbellan )"),
+        ("Wonderful, Horrible Life, The (Die Macht)", "The Wonderful, Horrible Life (Die Macht)"),
+        ("", ""),
     ],
 )
 def test_natural_title(written, natural):
     assert natural_title(written) == natural
+    assert natural_title(natural) == natural
+
+
+def test_titles_and_years():
+    titles = ["2001: A Space Odyssey (1968)", "1984", "Associate, The (L'Associe)(1982)", "Tom (1995) (V)", "M (1931) "]
+    title, year = split_title(pl.Series(titles))
+    assert title.to_list() == ["2001: A Space Odyssey", "1984", "The Associate (L'Associe)", "Tom", "M"]
+    assert year.to_list() == [1968, None, 1982, 1995, 1931]
 
 
 @pytest.mark.shared_data
@@ -195,10 +242,12 @@ def test_the_real_1m(shared_data):
     assert data.items["year"][1:].null_count() == 0
     assert not (data.users.select("gender", "age") == "").to_numpy().any()
     titles = set(data.items["title"].to_list())
-    assert {"The Shawshank Redemption", "The Matrix"} <= titles
+    assert {"The Shawshank Redemption", "The Matrix", "The Tin Drum (Die Blechtrommel)", "Les Misérables"} <= titles
+    assert not [t for t in titles if t.endswith((", The", ", A", ", An")) or ", The (" in t]
     kar = build_lists(data, protocol="kar")
     assert kar.report["lists"] == 213_092
     assert kar.report["users_without_a_list"] == 0
+    assert build_lists(data).report["repeated_interactions_dropped"] == 0
     assert bool((kar.items > 0).all())
     few = sample_users(data, 100, seed=1)
     assert (few.n_users, few.n_items) == (100, 3706)
@@ -207,7 +256,8 @@ def test_the_real_1m(shared_data):
 
 
 @pytest.mark.registry
-def test_the_real_100k_from_the_package_index():
+def test_the_real_100k_from_the_package_index(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIT_REC_CACHE", str(tmp_path))
     data = MovieLens100K().load()
     assert (data.n_users, data.n_items, len(data.interactions)) == (943, 1682, 100_000)
     assert data.item_attributes == ("class",)

@@ -28,14 +28,35 @@ def test_kar_tests_the_last_tenth_by_id():
     assert not len(s.validation)
 
 
+@pytest.mark.parametrize("protocol", ["kar", "strict"])
+def test_shares_are_as_asked(protocol):
+    s = split_users(1000, protocol=protocol, test=0.2, validation=0.05)
+    assert (len(s.train), len(s.validation), len(s.test)) == (750, 50, 200)
+    s = split_users(1000, protocol=protocol, folds=4, fold=3, test=0.9, validation=0.05)  # folds decide, not `test`
+    assert (len(s.train), len(s.validation), len(s.test)) == (700, 50, 250)
+    s = split_users(1000, protocol=protocol, test=0)
+    assert (len(s.train), len(s.validation), len(s.test)) == (900, 100, 0)
+
+
+def test_kar_draws_validation_users_from_all_training_users():
+    s = split_users(1000, protocol="kar", seed=1)
+    assert s.test.tolist() == list(range(900, 1000))
+    assert 300 < s.validation.float().mean() < 600
+    assert s.validation.tolist() != split_users(1000, protocol="kar", seed=2).validation.tolist()
+
+
 def test_the_seed_decides():
     a, b, c = split_users(100, seed=1), split_users(100, seed=1), split_users(100, seed=2)
     assert torch.equal(a.test, b.test)
     assert not torch.equal(a.test, c.test)
 
 
-@pytest.mark.parametrize("options", [{"fold": 5, "folds": 5}, {"fold": -1}, {"n": 3}, {"test": 0.95, "validation": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"fold": 5, "folds": 5}, {"fold": -1}, {"n": 3}, {"n": 20, "validation": 0.01}, {"test": 0.95, "validation": 0.1}],
+)
 def test_impossible_splits_are_errors(options):
     options = {"n": 100} | options
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as error:
         split_users(options.pop("n"), **options)
+    assert "evaluation." in error.value.where

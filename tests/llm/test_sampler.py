@@ -1,0 +1,171 @@
+"""The sampler against transformers' generate and against exact distributions."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from lit_rec.errors import UserError
+from lit_rec.llm.sampler import MIN_SHARED, Sampler, SamplingSettings, check_window, common_prefix, nucleus_sample
+from tests.tiny import tiny_llama
+
+VOCABULARY, STOP = 40, [2]
+SHARED = [random.Random(9).randrange(4, VOCABULARY) for _ in range(MIN_SHARED + 3)]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_llama(VOCABULARY)
+
+
+def draw_prompts(lengths: list[int], seed: int = 0, prefix: list[int] | None = None) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[*(prefix or []), *(rng.randrange(4, VOCABULARY) for _ in range(n))] for n in lengths]
+
+
+def generate_greedily(model: Any, prompt: list[int], new: int, stop: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    mask = torch.ones_like(ids)
+    out = model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=new, eos_token_id=stop, pad_token_id=3
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("prefix", [[], SHARED], ids=["alone", "shared"])
+@pytest.mark.parametrize("counts", [[1] * 6, [1, 3, 1, 2, 1, 4]], ids=["one", "several"])
+def test_cold_limit_is_greedy_generation(model: Any, prefix: list[int], counts: list[int]) -> None:
+    prompts = draw_prompts([3, 11, 1, 7, 20, 2], prefix=prefix)
+    sampler = Sampler(model, SamplingSettings(12, 1e-4, 0.95), STOP)
+    sampler.share(prompts)
+    assert bool(sampler._prefix[0]) == bool(prefix)
+    drawn = sampler.sample(prompts, counts, seed=0)
+    for prompt, answers, count in zip(prompts, drawn, counts, strict=True):
+        assert answers == [generate_greedily(model, prompt, 12, STOP)] * count
+
+
+def test_rows_that_stop_early_leave_the_others_as_they_were(model: Any) -> None:
+    """With many stop tokens most rows end soon and are dropped from the batch, several times."""
+    prompts = draw_prompts([5] * 4 + [9] * 8 + [2] * 4, seed=3)
+    stop = [2, *range(4, 12)]
+    drawn = Sampler(model, SamplingSettings(16, 1e-4, 1.0), stop).sample(prompts, [1] * 16, seed=0)
+    lengths = {len(answers[0]) for answers in drawn}
+    assert len(lengths) > 3
+    for prompt, answers in zip(prompts, drawn, strict=True):
+        assert answers[0] == generate_greedily(model, prompt, 16, stop)
+
+
+def test_stop_tokens_end_answers_and_stay_in_them(model: Any) -> None:
+    stop = [2, 7, 9, 20]
+    prompts = draw_prompts([4] * 10)
+    drawn = Sampler(model, SamplingSettings(8, 1.5, 1.0), stop).sample(prompts, [5] * 10, seed=1)
+    assert [len(answers) for answers in drawn] == [5] * 10
+    whole = [a for answers in drawn for a in answers]
+    for answer in whole:
+        assert 1 <= len(answer) <= 8
+        assert not set(answer[:-1]) & set(stop)
+        assert len(answer) == 8 or answer[-1] in stop
+    assert {len(a) for a in whole} > {8}
+
+
+def test_same_seed_same_answers(model: Any) -> None:
+    prompts = draw_prompts([4, 8, 6])
+    sampler = Sampler(model, SamplingSettings(8), STOP)
+    first = sampler.sample(prompts, [4, 4, 4], seed=5)
+    assert sampler.sample(prompts, [4, 4, 4], seed=5) == first
+    assert sampler.sample(prompts, [4, 4, 4], seed=6) != first
+    assert len({tuple(a) for a in first[0]}) > 1
+
+
+def test_prefix_that_a_batch_lacks_is_not_used(model: Any) -> None:
+    shared, other = draw_prompts([3, 5], prefix=SHARED), draw_prompts([6, 2], seed=4)
+    sampler = Sampler(model, SamplingSettings(6, 1e-4), STOP)
+    sampler.share(shared)
+    drawn = sampler.sample([*shared, *other], [1] * 4, seed=0)
+    assert [a[0] for a in drawn] == [generate_greedily(model, p, 6, STOP) for p in [*shared, *other]]
+
+
+def top_p_distribution(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """The textbook: sort, keep the smallest set with at least top_p, renormalise."""
+    probs = torch.softmax(logits / settings.temperature, -1)
+    values, order = probs.sort(descending=True)
+    kept = values.cumsum(0) - values < settings.top_p
+    exact = torch.zeros_like(probs)
+    exact[order[kept]] = values[kept]
+    return exact / exact.sum()
+
+
+def chi_square(counts: torch.Tensor, exact: torch.Tensor) -> tuple[float, int]:
+    expected = exact * counts.sum()
+    used = expected > 0
+    return ((counts - expected)[used] ** 2 / expected[used]).sum().item(), int(used.sum()) - 1
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.95), (0.7, 0.5), (1.5, 0.8), (1.0, 1.0), (1.0, 0.05)])
+def test_nucleus_sample_follows_the_exact_distribution(temperature: float, top_p: float) -> None:
+    settings, rows = SamplingSettings(1, temperature, top_p), 60_000
+    logits = 2 * torch.randn(30, generator=torch.Generator().manual_seed(1))
+    exact = top_p_distribution(logits, settings)
+    drawn = nucleus_sample(logits.expand(rows, -1), settings, torch.Generator().manual_seed(2))
+    counts = torch.bincount(drawn, minlength=30).float()
+    assert counts[exact == 0].sum() == 0
+    found, freedom = chi_square(counts, exact)
+    assert found < freedom + 5 * (2 * max(freedom, 1)) ** 0.5  # five standard deviations
+
+
+def test_nucleus_sample_never_draws_an_impossible_token() -> None:
+    logits = torch.full((2000, 5), -torch.inf)
+    logits[:, [1, 3]] = 0.0
+    drawn = nucleus_sample(logits, SamplingSettings(1, 1.0, 1.0), torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {1, 3}
+
+
+def test_frequencies_equal_those_of_generate(model: Any) -> None:
+    """Second tokens too: the cache behind the first draw must be each row's own."""
+    prompt, draws = draw_prompts([7], seed=8)[0], 4000
+    settings = SamplingSettings(2, 1.2, 0.8)
+    ids = torch.tensor([prompt])
+    torch.manual_seed(0)
+    theirs = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=1.2,
+        top_p=0.8,
+        top_k=0,
+        max_new_tokens=2,
+        num_return_sequences=draws,
+        eos_token_id=STOP,
+        pad_token_id=3,
+    )[:, len(prompt) :]
+    ours = Sampler(model, settings, STOP).sample([prompt], [draws], seed=1)[0]
+    padded = torch.tensor([[*a, 3][:2] for a in ours])
+    for column in range(2):
+        a, b = Counter(theirs[:, column].tolist()), Counter(padded[:, column].tolist())
+        statistic, cells = 0.0, 0
+        for token in a.keys() | b.keys():
+            if a[token] + b[token] >= 10:
+                statistic += (a[token] - b[token]) ** 2 / (a[token] + b[token])  # two samples of one distribution
+                cells += 1
+        assert cells > 2
+        assert statistic < cells + 5 * (2 * cells) ** 0.5
+
+
+def test_common_prefix_leaves_a_token_to_each() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_prefix([[1, 2, 3], [1, 2]]) == 1
+    assert common_prefix([[1, 2], [1, 2]]) == 1
+    assert common_prefix([[5], [6]]) == 0
+
+
+def test_too_long_for_the_model_is_told(model: Any) -> None:
+    sampler = Sampler(model, SamplingSettings(512), STOP)
+    with pytest.raises(UserError, match="context is 512"):
+        sampler.sample(draw_prompts([10]), [1], seed=0)
+    check_window(model.config, 512)
+    windowed = tiny_llama(VOCABULARY)
+    windowed.config.sliding_window = 16
+    with pytest.raises(UserError, match="sliding window is 16"):
+        check_window(windowed.config, 17)
