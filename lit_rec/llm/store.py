@@ -1,16 +1,20 @@
 """Every answer an LLM ever gave, kept by content: nothing is paid for twice, and a kill loses one batch at most."""
 
+import errno
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
 from lit_rec.errors import UserError
+
+
+BLOCK = 1 << 16  # bytes read at a time while looking for the last newline
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,19 @@ def answer_key(model: str, prompt: Sequence[Mapping[str, str]], settings: Mappin
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _whole_lines(file: BinaryIO) -> int:
+    """Length of the file up to its last newline: another run may have been killed while it wrote."""
+    end = start = file.seek(0, os.SEEK_END)
+    while start > 0:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
 class AnswerStore:
     """An append-only JSON-lines file; one line is one batch, so a batch is there whole or not at all.
 
@@ -48,12 +65,21 @@ class AnswerStore:
         folder: Where `answers.jsonl` lives; made when missing.
 
     Raises:
-        UserError: The file is damaged before its last line.
+        UserError: The folder cannot be written, or the file is damaged before its last line.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / "answers.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.open("ab").close()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {folder}",
+                where="config key run.answers",
+                why=str(error),
+                fix="choose a folder you may write to",
+            ) from error
         self._lock = FileLock(str(self.path) + ".lock")
         self._answers: dict[str, Answer] = {}
         self.generated = 0
@@ -62,8 +88,6 @@ class AnswerStore:
 
     def _read(self) -> None:
         """Load every whole line; cut a last line that a kill left unfinished."""
-        if not self.path.exists():
-            return
         raw = self.path.read_bytes()
         whole = raw.rfind(b"\n") + 1
         if whole < len(raw):
@@ -97,9 +121,16 @@ class AnswerStore:
             return
         fields = {key: asdict(answer) for key, answer in answers.items()}
         line = json.dumps(fields, ensure_ascii=True).encode() + b"\n"
-        with self._lock, self.path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock, self.path.open("r+b", buffering=0) as file:
+            size = _whole_lines(file)
+            file.truncate(size)
+            try:
+                file.seek(size)
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(file.fileno())
+            except BaseException:
+                file.truncate(size)
+                raise
         self._answers.update(answers)
         self.generated += len(answers)

@@ -204,9 +204,9 @@ def test_targets_of_held_out_users_do_not_reach_the_fitted_models(make_ratings, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates.World, "bpr", spy("bpr"))
         patch.setattr(candidates.World, "popularity", spy("popularity"))
-        build_lists(data, protocol="kar", train_users=train, **options)
+        build_lists(data, train_users=train, **options)
         half = len(fitted)
-        build_lists(other, protocol="kar", train_users=train, **options)
+        build_lists(other, train_users=train, **options)
     assert half > 0
     assert len(fitted) == 2 * half
     for a, b in zip(fitted[:half], fitted[half:], strict=True):

@@ -71,6 +71,20 @@ def test_a_write_that_fails_adds_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         store.add(batch("b"))
     assert "b" not in store
     assert store.generated == 1
+    store.add(batch("c"))
+    lines = store.path.read_text().splitlines()
+    assert [list(json.loads(line)) for line in lines] == [["a"], ["c"]]
+
+
+@pytest.mark.parametrize("length", [3, 200_000])
+def test_what_another_killed_run_left_is_cut_before_a_batch_is_added(tmp_path: Path, length: int) -> None:
+    store = AnswerStore(tmp_path)
+    store.add(batch("a"))
+    with store.path.open("ab") as file:
+        file.write(b"{" + b"x" * length)
+    store.add(batch("b"))
+    again = AnswerStore(tmp_path)
+    assert ("a" in again, "b" in again, len(again)) == (True, True, 2)
 
 
 @pytest.mark.parametrize(
