@@ -189,8 +189,9 @@ def test_targets_of_held_out_users_do_not_reach_the_fitted_models(make_ratings, 
 
         return call
 
-    n_history = {u: len(h) for u, (h, _) in by_hand(data, "strict", 30).items()}
-    order = data.interactions.with_row_index("line").sort("user", "timestamp", maintain_order=True)
+    n_history = {u: len(h) for u, (h, _) in by_hand(data, "kar", 30).items()}
+    order = data.interactions.with_row_index("line")
+    order = order.sort("user", pl.col("timestamp") // 86400, maintain_order=True)
     order = order.with_columns(pl.int_range(pl.len()).over("user").alias("place"))
     target = (pl.col("user") >= 20) & (
         pl.col("place") >= pl.col("user").replace_strict(n_history, return_dtype=pl.Int64)
@@ -204,9 +205,9 @@ def test_targets_of_held_out_users_do_not_reach_the_fitted_models(make_ratings, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates.World, "bpr", spy("bpr"))
         patch.setattr(candidates.World, "popularity", spy("popularity"))
-        build_lists(data, train_users=train, **options)
+        build_lists(data, protocol="kar", train_users=train, **options)
         half = len(fitted)
-        build_lists(other, train_users=train, **options)
+        build_lists(other, protocol="kar", train_users=train, **options)
     assert half > 0
     assert len(fitted) == 2 * half
     for a, b in zip(fitted[:half], fitted[half:], strict=True):
