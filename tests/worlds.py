@@ -1,7 +1,6 @@
 """A whole experiment small enough for a test: data files, a tiny LLM, a tiny encoder and an experiment YAML."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,6 +141,3 @@ def assert_told(capsys: object, code: int, *words: str) -> str:
     for word in words:
         assert word in captured.err, captured.err
     return captured.err
-
-
-WorldMaker = Callable[[Path], World]

@@ -105,7 +105,7 @@ def hub_error(error: Exception, source: str, key: str) -> UserError:
         cause = cause.__cause__ or cause.__context__
     text = " ".join(f"{type(e).__name__}: {e}" for e in chain)
     where = f"config key {key}.hub = {source}"
-    if "GatedRepo" in text or "gated repo" in text or "403" in text:
+    if "GatedRepo" in text or "gated repo" in text or "403 Client Error" in text:
         return UserError(
             f"{source} is a gated model",
             where=where,
@@ -113,7 +113,7 @@ def hub_error(error: Exception, source: str, key: str) -> UserError:
             fix=f"accept it at https://huggingface.co/{source}, create a read token, set HF_TOKEN and start again; "
             f"or use an open model: llm=smollm2_135m, llm=hub llm.hub=owner/name",
         )
-    if "RepositoryNotFound" in text or "401" in text or "is not a valid model identifier" in text:
+    if "RepositoryNotFound" in text or "401 Client Error" in text or "is not a valid model identifier" in text:
         return UserError(
             f"there is no model {source} on the hub, or it is private",
             where=where,
@@ -166,10 +166,11 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
     return model.eval(), tokenizer
 
 
-def fingerprint(source: str | Path, revision: str | None = None) -> str:
+def fingerprint(source: str | Path, revision: str | None = None, key: str = "llm") -> str:
     """Identify a model by its files: configuration, names and sizes, first and last MiB of every weight file.
 
-    A hub repository that is not a local folder is identified by the commit its files were fetched from.
+    A hub repository that is not a local folder is identified by the commit its files were fetched from. `key` ("llm"
+    or "encoder") is for messages.
     """
     digest = hashlib.sha256()
     folder = Path(source)
@@ -179,7 +180,7 @@ def fingerprint(source: str | Path, revision: str | None = None) -> str:
         try:
             config = cached_file(str(source), "config.json", revision=revision)
         except Exception as error:
-            raise hub_error(error, str(source), "llm") from error
+            raise hub_error(error, str(source), key) from error
         assert config is not None
         folder = Path(config).parent
     for file in sorted(folder.iterdir()):

@@ -156,7 +156,7 @@ class Ground:
         """Identity of the text encoder."""
         e = self.cfg.encoder
         source = local_source(e, "encoder", self.cache)
-        return {"model": fingerprint(source, e.revision), "max_tokens": e.max_tokens, "dtype": e.dtype}
+        return {"model": fingerprint(source, e.revision, "encoder"), "max_tokens": e.max_tokens, "dtype": e.dtype}
 
     @cached_property
     def encoder(self) -> TextEncoder:

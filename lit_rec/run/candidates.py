@@ -40,7 +40,7 @@ def read_lists(path: Path, data: RatingsData) -> Candidates:
         data: Names the ids.
 
     Raises:
-        UserError: The file or a column is missing, or an id is unknown.
+        UserError: The file or a column is missing, it has no line, or an id is unknown.
     """
     if not path.is_file():
         raise UserError(f"input not found: {path}", where="--input", fix="name a parquet or CSV file")
@@ -61,6 +61,8 @@ def read_lists(path: Path, data: RatingsData) -> Candidates:
                 why=f"columns are {', '.join(table.columns)}",
                 fix="name the columns user_id, item_id and, for several lists per user, list_id",
             )
+    if not len(table):
+        raise UserError("there is no candidate to rank", where=f"{path}", fix="write one line per candidate")
     if "list_id" not in table.columns:
         table = table.with_columns(pl.col("user_id").alias("list_id"))
     table = table.select(pl.col("list_id", "user_id", "item_id").cast(pl.String)).with_row_index("line")

