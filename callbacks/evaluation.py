@@ -30,6 +30,7 @@ class RoundEvaluation(RoundHooks):
         """Keep the adapter, regenerate the knowledge, score it, log it."""
         loop, state, before = rounds.loop, rounds.state_of(number), rounds.state_of(number - 1)
         policy.llm.mark_adapter()
+        fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 
         def build(work: Path) -> dict[str, Any]:
             policy.llm.save_adapter(work / "adapter")
@@ -40,7 +41,8 @@ class RoundEvaluation(RoundHooks):
         loop.answers(state)
         loop.rewards(state)
         self._divergence(policy, rounds, state)
-        log_state(loop, state, number)
+        if fresh:
+            log_state(loop, state, number)
 
     def _divergence(self, policy: DPOPolicy, rounds: RoundCallback, state: str) -> float | None:
         """KL(policy || untrained model) per answer, estimated on the policy's own answers to held-out users."""

@@ -60,9 +60,9 @@ class RoundCallback(Checkpoint):
         self.finished = int(state_dict["finished"])
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take up where the checkpoint left off: end the round that was being ended, begin the next."""
-        if self.finished:
-            self._call("end_round", trainer, pl_module, self.finished)
+        """Take up where the checkpoint left off: visit what is finished, end the round that was being ended, go on."""
+        for number in range(1, self.finished + 1):
+            self._call("end_round", trainer, pl_module, number)
         if self.finished < self.rounds:
             self._call("begin_round", trainer, pl_module, self.finished + 1)
 

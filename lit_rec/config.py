@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -50,16 +51,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             search = [f"hydra.searchpath=[file://{configs_dir()}]"] if file.parent != configs_dir() else []
             cfg = compose(file.stem, overrides=[*overrides, *search])
         OmegaConf.resolve(cfg)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise _explain(error, path) from error
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(
+            f"a value is missing: {', '.join(missing)}",
+            where=f"config {path}",
+            fix=f"set it in the YAML file or as an override: {missing[0]}=...",
+        )
+    if OmegaConf.get_type(cfg) is not RLRFConfig:
+        raise UserError(
+            "this is not an experiment",
+            where=f"config {path}",
+            why="its defaults list does not begin with a recipe, so no key could be checked",
+            fix="begin the file with `defaults: [rlrf_schema, _self_]`, as the shipped configs do",
+        )
     for key, target in _targets(cfg):
         if not target.startswith(ALLOWED_TARGETS):
-            raise UserError(
-                f"_target_ {target!r} is not allowed",
-                where=f"config key {key}",
-                why=f"a config may only name classes below {', '.join(ALLOWED_TARGETS)}",
-                fix="put your class in callbacks/ or lit_rec/ and name it there",
-            )
+            raise _not_allowed(target, key)
     _check(cfg)
     return cfg
 
@@ -102,7 +112,13 @@ AT_LEAST = {
     "evaluation.seeds": 1,
     "reranker.max_epochs": 1,
     "reranker.batch_size": 1,
+    "prompt.history": 1,
+    "knowledge.item_tokens": 1,
+    "encoder.max_tokens": 8,
+    "reranker.patience": 0,
+    "policy.max_length": 2,
 }
+ABOVE_ZERO = ("policy.lr", "policy.beta", "reranker.lr", "reranker.temperature", "llm.temperature")
 
 
 def _check(cfg: DictConfig) -> None:
@@ -115,6 +131,15 @@ def _check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value < least:
             raise _bad(key, value, f"at least {least}")
+    for key in ABOVE_ZERO:
+        if OmegaConf.select(cfg, key) <= 0:
+            raise _bad(key, OmegaConf.select(cfg, key), "a number above 0")
+    for key in ("evaluation.ks", "evaluation.only_folds"):
+        values, least = OmegaConf.select(cfg, key), int(key == "evaluation.ks")
+        if values is not None and (not values or min(values) < least):
+            raise _bad(key, values, f"one or more numbers of at least {least}")
+    if cfg.pairs.max_pairs is not None and cfg.pairs.max_pairs < 1:
+        raise _bad("pairs.max_pairs", cfg.pairs.max_pairs, "at least 1, or null for all")
     for key in ("evaluation.test", "evaluation.validation"):
         if not 0 <= OmegaConf.select(cfg, key) < 1:
             raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")
@@ -122,13 +147,20 @@ def _check(cfg: DictConfig) -> None:
         raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
     if not 0 < cfg.llm.top_p <= 1:
         raise _bad("llm.top_p", cfg.llm.top_p, "above 0 and at most 1")
-    if cfg.llm.temperature <= 0:
-        raise _bad("llm.temperature", cfg.llm.temperature, "above 0: equal samples of a user make no preference pairs")
     unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}
     if unknown:
         raise _bad("evaluation.inputs", sorted(unknown)[0], "answer, kar and both")
     if cfg.trainer.devices != 1:
         raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
+
+
+def _not_allowed(target: str, key: str) -> UserError:
+    return UserError(
+        f"_target_ {target!r} is not allowed",
+        where=f"config key {key}",
+        why=f"a config may only name classes below {', '.join(ALLOWED_TARGETS)}",
+        fix="put your class in callbacks/ or lit_rec/ and name it there",
+    )
 
 
 def _bad(key: str, value: Any, allowed: str) -> UserError:
@@ -176,9 +208,10 @@ def _explain(error: Exception, path: str | Path) -> UserError:
         )
         fix = f"did you mean '{near[0]}'?" if near else "`python -m lit_rec show-config` lists every key"
         return UserError(f"unknown config key '{key}'", where=where, fix=fix)
+    mark = getattr(error, "problem_mark", None)
     line = re.search(r"line (\d+), column (\d+)", text)
-    if line:
-        where = f"{path}:{line.group(1)}"
+    if mark is not None or line:
+        where = f"{path}:{mark.line + 1 if mark is not None else line and line.group(1)}"
     why = " ".join(text.split())[:400]
     return UserError("the configuration cannot be composed", where=where, why=why, fix="correct the value or the name")
 
@@ -187,13 +220,24 @@ def instantiate(node: Any, key: str, **kwargs: Any) -> Any:
     """Build the object a `_target_` node names.
 
     Raises:
-        UserError: Whatever the constructor raised as one, or an argument it does not take.
+        UserError: Whatever the constructor raised as one, an argument it does not take, or a `_target_` that is no
+            class of an allowed package.
     """
+    from hydra.utils import get_object
     from hydra.utils import instantiate as build
 
+    if "_target_" not in node:
+        raise UserError(
+            f"{key} names no class", where=f"config key {key}", fix=f"give it a _target_, or choose a group: {key}=..."
+        )
     try:
+        for place, target in _targets(node, f"{key}."):
+            found = get_object(target)
+            # torch.os.system begins with an allowed name, and is not torch's.
+            if not isinstance(found, type) or not found.__module__.startswith(ALLOWED_TARGETS):
+                raise _not_allowed(target, place)
         return build(node, _convert_="all", **kwargs)
-    except (InstantiationException, TypeError) as error:
+    except (InstantiationException, TypeError, ImportError, ValueError) as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lit_rec.config import AT_LEAST, CHOICES, configs_dir, instantiate, load_config
+from lit_rec.config import AT_LEAST, CHOICES, _check, configs_dir, instantiate, load_config
 from lit_rec.errors import UserError
 
 EXPERIMENTS = sorted(p.name for p in configs_dir().glob("*.yaml"))
@@ -48,7 +48,10 @@ def test_shipped_experiments_compose(name: str) -> None:
 def test_every_choice_of_every_group_composes() -> None:
     groups = [choices(g) for g in ("llm", "encoder", "reranker")]
     assert all(len(g) >= 3 for g in groups)
-    for chosen in itertools.product(*groups):
+    for chosen in [
+        *itertools.product(*groups[:2], groups[2][:1]),
+        *itertools.product(*(g[:1] for g in groups[:2]), groups[2]),
+    ]:
         more = [o for c in chosen for o in NEEDS.get(c, [])]
         cfg = load("quickstart.yaml", *chosen, *more)
         assert cfg.reranker.architecture == chosen[2].split("=")[1]
@@ -146,20 +149,30 @@ def test_mistakes_are_told(override: str, words: list[str]) -> None:
     assert caught.value.fix
 
 
+def changed(cfg: Any, key: str, value: Any) -> Any:
+    cfg = cfg.copy()
+    OmegaConf.update(cfg, key, value)
+    return cfg
+
+
 def test_choice_lists_refuse_and_name_their_values() -> None:
+    cfg = load("quickstart.yaml")
     for key, allowed in CHOICES.items():
         with pytest.raises(UserError, match="nonsense") as caught:
-            load("quickstart.yaml", f"{key}=nonsense")
+            _check(changed(cfg, key, "nonsense"))
         assert caught.value.where == f"config key {key}"
         for choice in allowed:
             assert str("null" if choice is None else choice) in caught.value.fix
-            load("quickstart.yaml", f"{key}={'null' if choice is None else choice}")
+            _check(changed(cfg, key, choice))
+    with pytest.raises(UserError, match="nonsense"):
+        load("quickstart.yaml", "policy.loss=nonsense")
 
 
 def test_least_values() -> None:
+    cfg = load("quickstart.yaml")
     for key, least in AT_LEAST.items():
         with pytest.raises(UserError, match=f"{key}: {least - 1}") as caught:
-            load("quickstart.yaml", f"{key}={least - 1}")
+            _check(changed(cfg, key, least - 1))
         assert f"at least {least}" in caught.value.fix
 
 

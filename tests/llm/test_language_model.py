@@ -50,9 +50,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(torch.tensor([[5, 9, 11, 6]])).logits
 
 
-def test_second_request_asks_the_model_nothing(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_request_asks_the_model_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[int, int]] = []
     first = make(folder, tmp_path).answers(PROMPTS, COUNTS, progress=lambda n, tokens: done.append((n, tokens)))
     assert [len(a) for a in first] == COUNTS
@@ -138,9 +136,7 @@ def test_merged_sampling_is_the_adapters_and_leaves_no_trace(folder: Path, tmp_p
     assert torch.equal(logits(llm.model), expected)
     for prompt, answers in zip(PROMPTS, tuned, strict=True):  # as the unmerged model says
         ids = torch.tensor([llm.tokenize(prompt)])
-        out = llm.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6
-        )
+        out = llm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
         assert answers[0] == llm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 

@@ -17,7 +17,12 @@ def make_data(noun: str = "movie") -> RatingsData:
         name="three",
         interactions=pl.DataFrame(),
         users=pl.DataFrame(
-            {"user_id": ["a", "b", "c"], "gender": ["female", "", ""], "age": ["25-34", "18", ""], "zip": ["1", "2", ""]}
+            {
+                "user_id": ["a", "b", "c"],
+                "gender": ["female", "", ""],
+                "age": ["25-34", "18", ""],
+                "zip": ["1", "2", ""],
+            }
         ),
         items=pl.DataFrame(
             {

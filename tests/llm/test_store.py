@@ -47,7 +47,9 @@ def test_unfinished_last_line_is_cut_and_the_rest_kept(tmp_path: Path) -> None:
     assert again.path.read_bytes() == written
 
 
-@pytest.mark.parametrize("damage", [b"{ not json\n", b"[1, 2]\n", b'{"k": {"text": "x"}}\n', b"\xff\xfe\n", b"\x00\x00\n"])
+@pytest.mark.parametrize(
+    "damage", [b"{ not json\n", b"[1, 2]\n", b'{"k": {"text": "x"}}\n', b"\xff\xfe\n", b"\x00\x00\n"]
+)
 def test_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     store = AnswerStore(tmp_path)
     store.add(batch("a"))
@@ -88,7 +90,8 @@ def test_what_another_killed_run_left_is_cut_before_a_batch_is_added(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "text", ["", "\ud800 lone", "\x00\x01\x1b[31m\x7f", "line\nnew\rline\u2028end\x85", "Amélie – 千と千尋 🎬", '{"a": "\\'],
+    "text",
+    ["", "\ud800 lone", "\x00\x01\x1b[31m\x7f", "line\nnew\rline\u2028end\x85", "Amélie – 千と千尋 🎬", '{"a": "\\'],
 )
 def test_any_text_survives(tmp_path: Path, text: str) -> None:
     AnswerStore(tmp_path).add([("k", Answer(text, 1, "length"))])

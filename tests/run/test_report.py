@@ -56,11 +56,7 @@ def frames(rows: tuple[str, ...], reranker: str = "dlcm") -> pl.DataFrame:
                 "split": "test",
                 "user": np.arange(30),
                 "list": np.arange(30),
-                **{
-                    f"{m}@5|{c}": rng.random(30, dtype="float32")
-                    for m in ("ndcg", "map")
-                    for c in ("kar", "standard")
-                },
+                **{f"{m}@5|{c}": rng.random(30, dtype="float32") for m in ("ndcg", "map") for c in ("kar", "standard")},
             }
         )
         for row in rows
@@ -202,9 +198,7 @@ def test_pairs_are_the_largest_gaps_and_others_at_random(tmp_path: Path) -> None
         ),
     ],
 )
-def test_what_is_missing_is_left_out(
-    tmp_path: Path, run: dict[str, Any], rows: tuple[str, ...], absent: tuple
-) -> None:
+def test_what_is_missing_is_left_out(tmp_path: Path, run: dict[str, Any], rows: tuple[str, ...], absent: tuple) -> None:
     page = Page(write(tmp_path / "report.html", run, rows))
     assert page.open == []
     assert not [title for title in absent if title in page.text]

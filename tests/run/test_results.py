@@ -69,9 +69,7 @@ def test_rows_have_the_schema_and_the_numbers_of_a_plain_loop() -> None:
     assert row["ci95"][0] < row["mean"] < row["ci95"][1]
     assert (row["n"], row["seeds"]) == (25, 2)
     users = next(r for r in rows if (r["row"], r["metric"], r["unit"]) == ("zero_shot", "map@5", "user"))
-    means = [
-        np.mean(mine.filter(pl.col("user") == u)["map@5|kar"].cast(pl.Float64).to_numpy()) for u in range(9)
-    ]
+    means = [np.mean(mine.filter(pl.col("user") == u)["map@5|kar"].cast(pl.Float64).to_numpy()) for u in range(9)]
     assert users["mean"] == pytest.approx(np.mean(means), abs=1e-6)
     assert users["n"] == 9
 
@@ -189,11 +187,7 @@ def test_verdict_of_equal_rows_and_of_no_rows() -> None:
 
 
 def test_headline_takes_what_the_frames_hold() -> None:
-    frames = (
-        frames_of({"zero_shot": 0.0})
-        .select(pl.exclude("^.*kar$"))
-        .rename({"ndcg@5|standard": "ndcg@3|standard"})
-    )
+    frames = frames_of({"zero_shot": 0.0}).select(pl.exclude("^.*kar$")).rename({"ndcg@5|standard": "ndcg@3|standard"})
     headline = choose_headline(frames)
     assert headline.column() == "ndcg@3|standard"
     assert choose_headline(pl.DataFrame()) == Headline()

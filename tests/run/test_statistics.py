@@ -39,11 +39,7 @@ def test_t_quantile_matches_the_printed_tables(degrees: int, exact: float) -> No
 def test_user_table_averages_lists_then_seeds_by_brute_force() -> None:
     rng = np.random.default_rng(0)
     values = [
-        (s, u, i, float(rng.random()))
-        for s in range(3)
-        for u in range(4)
-        for i in range(u + 1)
-        if (s, u) != (2, 3)
+        (s, u, i, float(rng.random())) for s in range(3) for u in range(4) for i in range(u + 1) if (s, u) != (2, 3)
     ]
     table = user_table(frame_of({"a": values}), [M])
     for line in table.to_dicts():
