@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "rank candidate lists with the finished run's final reranker",
     "show-config": "print the whole configuration after composition",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT)
 EPILOG = """\
 Overrides follow Hydra: key=value, group=choice, +key=value, ~key. Groups: data, llm, encoder, reranker.
 Examples:
@@ -84,18 +85,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _disk_trouble(error: Exception) -> bool:
     """Whether a write failed for want of space or permission; some libraries only say so in words."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
         return True
     return "No space left on device" in str(error)
 
 
 def _disk(error: Exception) -> UserError:
     number = getattr(error, "errno", None) or errno.ENOSPC
+    cure = "free some space, or move" if number in FULL else "choose a folder you may write to for"
     return UserError(
         os.strerror(number),
         where=str(getattr(error, "filename", None) or "the run folder or the cache"),
         why="a file could not be written; nothing half-written is kept",
-        fix="free some space, or move run.dir or run.cache; the same command resumes",
+        fix=f"{cure} run.dir, run.answers or run.cache; the same command resumes",
     )
 
 

@@ -51,7 +51,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             search = [f"hydra.searchpath=[file://{configs_dir()}]"] if file.parent != configs_dir() else []
             cfg = compose(file.stem, overrides=[*overrides, *search])
         OmegaConf.resolve(cfg)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, AttributeError, AssertionError) as error:
+        # the last two: what OmegaConf says to a value for a part of a part that is null
         raise _explain(error, path) from error
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -74,6 +75,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
+OPEN = ("data.", "callbacks.", "reranker.args.")  # parts whose keys are the arguments of a class
 CHOICES = {
     "lists.protocol": ("strict", "kar"),
     "lists.negatives": ("uniform", "popularity", "retrieved"),
@@ -81,6 +83,7 @@ CHOICES = {
     "knowledge.encode": ("answer", "kar", "both"),
     "knowledge.item_text": ("attributes", "llm"),
     "reranker.architecture": ("dlcm", "prm", "setrank", "mir"),
+    "reranker.loss": ("default", "bce", "attention", "attention_rank", "list_softmax"),
     "reward.metric": ("ndcg", "map", "soft"),
     "reward.convention": ("standard", "kar"),
     "pairs.rule": ("best_worst", "random"),
@@ -118,6 +121,7 @@ AT_LEAST = {
     "reranker.patience": 0,
     "policy.max_length": 2,
 }
+METRIC_NAMES = ("ndcg", "map", "hr", "mrr", "click")
 ABOVE_ZERO = ("policy.lr", "policy.beta", "reranker.lr", "reranker.temperature", "llm.temperature")
 
 
@@ -138,11 +142,15 @@ def _check(cfg: DictConfig) -> None:
         values, least = OmegaConf.select(cfg, key), int(key == "evaluation.ks")
         if values is not None and (not values or min(values) < least):
             raise _bad(key, values, f"one or more numbers of at least {least}")
+    if not re.fullmatch(rf"({'|'.join(METRIC_NAMES)})@[1-9]\d*", cfg.reranker.metric):
+        raise _bad("reranker.metric", cfg.reranker.metric, f"one of {', '.join(METRIC_NAMES)} with a cut-off: ndcg@5")
     if cfg.pairs.max_pairs is not None and cfg.pairs.max_pairs < 1:
         raise _bad("pairs.max_pairs", cfg.pairs.max_pairs, "at least 1, or null for all")
     for key in ("evaluation.test", "evaluation.validation"):
         if not 0 <= OmegaConf.select(cfg, key) < 1:
             raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")
+    if cfg.evaluation.validation == 0 and cfg.evaluation.selection == "validation":
+        raise _bad("evaluation.validation", 0, "a share above 0, or evaluation.selection=last")
     if cfg.lists.real > cfg.lists.size:
         raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
     if not 0 < cfg.llm.top_p <= 1:
@@ -206,6 +214,10 @@ def _explain(error: Exception, path: str | Path) -> UserError:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
             key.split(".")[-1], known, n=1, cutoff=0.6
         )
+        if "No match in the defaults list" in text and (configs_dir() / key).is_dir():
+            return UserError(f"{path} chooses no {key}", where=where, fix=f"add the group: +{key}=...")
+        if key.startswith(OPEN):
+            return UserError(f"there is no value {key} to change", where=where, fix=f"add it: +{key}=...")
         fix = f"did you mean '{near[0]}'?" if near else "`python -m lit_rec show-config` lists every key"
         return UserError(f"unknown config key '{key}'", where=where, fix=fix)
     mark = getattr(error, "problem_mark", None)
@@ -213,6 +225,8 @@ def _explain(error: Exception, path: str | Path) -> UserError:
     if mark is not None or line:
         where = f"{path}:{mark.line + 1 if mark is not None else line and line.group(1)}"
     why = " ".join(text.split())[:400]
+    if getattr(error, "override", None):  # one that Hydra cannot read
+        where = f"override {error.override!r}"  # type: ignore[attr-defined]
     return UserError("the configuration cannot be composed", where=where, why=why, fix="correct the value or the name")
 
 

@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lit_rec.config import AT_LEAST, CHOICES, _check, configs_dir, instantiate, load_config
+from lit_rec.config import AT_LEAST, CHOICES, METRIC_NAMES, _check, configs_dir, instantiate, load_config
 from lit_rec.errors import UserError
+from lit_rec.llm.loading import local_source
+from lit_rec.metrics.ranking import METRICS
+from lit_rec.rerankers.losses import LOSSES
+from lit_rec.rerankers.module import ARCHITECTURES
 
 EXPERIMENTS = sorted(p.name for p in configs_dir().glob("*.yaml"))
 # What a group's choice needs to be told.
@@ -133,6 +137,9 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(tmp_path: Path, text: str,
         ("policy.rounds", ["policy.rounds"]),
         ("name=???", ["name"]),
         ("policy.lr={", ["policy.lr"]),
+        ("data.positive_above=2", ["data.positive_above", "+data.positive_above"]),
+        ("reranker.args.heads=2", ["+reranker.args.heads"]),
+        ("llm.wheel.package=x", ["cannot be composed"]),
         ("seed=${nothing.there}", ["nothing.there"]),
         ("data._target_=os.system", ["os.system", "data._target_", "not allowed"]),
         ("+callbacks.mine._target_=subprocess.run", ["subprocess.run", "callbacks.mine._target_"]),
@@ -140,8 +147,9 @@ def test_misspelt_key_in_a_file_names_the_nearest_key(tmp_path: Path, text: str,
     ],
 )
 def test_mistakes_are_told(override: str, words: list[str]) -> None:
+    experiment = "rlrf_ml1m.yaml" if "wheel" in override else "quickstart.yaml"
     with pytest.raises(UserError) as caught:
-        load("quickstart.yaml", override)
+        load(experiment, override)
     for word in words:
         assert word in str(caught.value), caught.value
     assert "Traceback" not in str(caught.value)
@@ -166,6 +174,12 @@ def test_choice_lists_refuse_and_name_their_values() -> None:
             _check(changed(cfg, key, choice))
     with pytest.raises(UserError, match="nonsense"):
         load("quickstart.yaml", "policy.loss=nonsense")
+
+
+def test_names_are_those_of_the_code() -> None:
+    assert {*CHOICES["reranker.loss"]} == {"default", *LOSSES}
+    assert {*CHOICES["reranker.architecture"]} == {*ARCHITECTURES}
+    assert METRIC_NAMES == METRICS
 
 
 def test_least_values() -> None:
@@ -195,6 +209,11 @@ def test_least_values() -> None:
         "knowledge.item_tokens=0",
         "encoder.max_tokens=0",
         "evaluation.only_folds=[]",
+        "evaluation.validation=0",
+        "reranker.metric=ndgc@5",
+        "reranker.metric=ndcg@0",
+        "reranker.metric=ndcg",
+        "pairs.max_pairs=0",
     ],
 )
 def test_impossible_values(override: str) -> None:
@@ -218,12 +237,20 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
             load_config(write(tmp_path, text))
 
 
+def test_group_that_an_experiment_does_not_choose(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(UserError, match="chooses no reranker") as caught:
+        load_config(path, ["reranker=prm"])
+    assert "+reranker=" in caught.value.fix
+    assert load_config(path, ["+reranker=prm"]).reranker.architecture == "prm"
+
+
 def test_value_that_a_group_leaves_open_is_told() -> None:
     with pytest.raises(UserError, match="missing") as caught:
-        load("quickstart.yaml", "llm=hub")
-    assert "llm.hub" in str(caught.value)
-    with pytest.raises(UserError, match=r"data\.root"):
         load("rlrf_amazon_books.yaml")
+    assert "data.root" in caught.value.what
+    with pytest.raises(UserError, match="exactly one of hub and wheel"):
+        local_source(load("quickstart.yaml", "llm=hub").llm, "llm")
 
 
 class TestInstantiate:

@@ -11,8 +11,8 @@ import pytest
 
 from tests.worlds import World, make_world
 
-# A process that imports everything once and forks one run after another, each killed at its own point: a real SIGKILL in
-# the middle of a real run, at a place that does not depend on the machine's speed.
+# A process that imports everything once and forks one run after another, each killed at its own point: a real SIGKILL
+# in the middle of a real run, at a place that does not depend on the machine's speed.
 DRIVER = textwrap.dedent("""
     import json, os, signal, sys
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from lit_rec.schema import EncoderConfig, LLMConfig
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of a failed request is told by `hub_error`
 
 
 def native_bf16(device: torch.device | str) -> bool:

@@ -13,7 +13,6 @@ from filelock import FileLock
 
 from lit_rec.errors import UserError
 
-
 BLOCK = 1 << 16  # bytes read at a time while looking for the last newline
 
 

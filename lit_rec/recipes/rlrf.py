@@ -41,6 +41,8 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, list[Loop]]:
     """
     torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
     ground = Ground(cfg, run)
+    if needs_encoder(cfg):
+        _ = ground.encoder_key  # an encoder that cannot be had is told before the LLM writes for hours
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
     frames, loops = [], []
     for fold in folds:

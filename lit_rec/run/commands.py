@@ -7,7 +7,6 @@ import platform
 import resource
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -82,7 +81,7 @@ def final_row(loop: Loop) -> str:
     controls = cfg.evaluation.controls
     if cfg.policy.rounds > 0:
         return f"round_{cfg.policy.rounds}"
-    order = ("zero_shot", "history_only", "item_only", "no_knowledge")
+    order = ("zero_shot", "history_only", "item_only", "no_knowledge", "shuffled")
     return next(row for row in order if controls[row])
 
 
@@ -271,8 +270,15 @@ def predict(cfg: DictConfig, source: str | None, target: Path) -> None:
         target: Parquet: list_id, user_id, rank (from 1), item_id, title, score, knowledge (the LLM's text on the user).
 
     Raises:
-        UserError: The input is missing a column or names an unknown user or item.
+        UserError: The input is missing a column or names an unknown user or item, or `target` has no folder.
     """
+    if not target.parent.is_dir() or target.is_dir():
+        raise UserError(
+            f"cannot write {target}",
+            where="--output",
+            why="there is no such folder, or it is one",
+            fix="name a file in one",
+        )
     with finished_run(cfg) as run:
         loop, row, module = final_reranker(cfg, run)
         data, lists = loop.ground.data, loop.ground.lists
@@ -281,11 +287,14 @@ def predict(cfg: DictConfig, source: str | None, target: Path) -> None:
             wanted.user, wanted.items, torch.zeros(wanted.items.shape), lists.history_items, lists.history_ratings
         )
         scores = score_lists(module, lists, torch.arange(len(lists.user)))
-        texts = {} if loop.cfg.policy.rounds == 0 else knowledge_texts(loop, row)
+        texts = knowledge_texts(loop, row) if run.done(loop.name(f"{row}/answers")) else {}
         ranked = rank_table(lists, scores, wanted.names, data, texts)
-        with tempfile.NamedTemporaryFile(dir=target.resolve().parent, suffix=".parquet", delete=False) as work:
-            ranked.write_parquet(work.name)
-        os.replace(work.name, target)
+        work = target.with_name(f".{target.name}.tmp")
+        try:
+            ranked.write_parquet(work)
+            os.replace(work, target)
+        finally:
+            work.unlink(missing_ok=True)
         console.print(f"{len(lists.user):,} lists ranked by {row} -> {target}", highlight=False)
 
 

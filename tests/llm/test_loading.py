@@ -88,13 +88,10 @@ def test_what_a_failed_load_means(error: Exception, what: str, fix: str) -> None
 
 
 def test_cause_is_found_behind_other_errors() -> None:
-    try:
-        try:
-            raise GatedRepoError("no", response=response(403))
-        except GatedRepoError as inner:
-            raise OSError("could not load") from inner
-    except OSError as error:
-        assert "gated" in hub_error(error, "a/b", "llm").what
+    error = OSError("could not load")
+    error.__cause__ = ValueError("no")
+    error.__cause__.__context__ = GatedRepoError("no", response=response(403))
+    assert "gated" in hub_error(error, "a/b", "llm").what
 
 
 def test_numbers_in_a_path_are_no_status_codes() -> None:

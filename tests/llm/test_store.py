@@ -68,9 +68,10 @@ def test_a_write_that_fails_adds_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        store.add(batch("b"))
+        with pytest.raises(OSError, match="No space"):
+            store.add(batch("b"))
     assert "b" not in store
     assert store.generated == 1
     store.add(batch("c"))

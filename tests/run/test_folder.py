@@ -100,9 +100,10 @@ def test_manifest_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     with RunFolder(tmp_path) as run:
-        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        with monkeypatch.context() as patched:
             patched.setattr(os, "fsync", full)
-            run.run_stage("one", writes("1", []), key={})
+            with pytest.raises(OSError, match="No space"):
+                run.run_stage("one", writes("1", []), key={})
         assert not run.done("one")
         assert not leftovers(tmp_path)
 

@@ -1,0 +1,273 @@
+"""What a user meets at the command line when something is wrong: one message, exit code 2, nothing half-written."""
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+from huggingface_hub.errors import GatedRepoError
+
+from lit_rec.cli import main
+from lit_rec.llm import loading
+from lit_rec.run import commands
+from lit_rec.run.folder import RunFolder
+from tests.worlds import BARE, World, assert_told, make_world, write_data
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def line(world: World, tmp_path: Path) -> list[str]:
+    """`fit` in a run folder of the test's own, one round and one row."""
+    return ["fit", "--config", world.config, f"run.dir={tmp_path}/run", f"run.answers={world.root}/answers", *BARE]
+
+
+def with_wheel(world: World, part: str, folder: Path, version: str = "1.0") -> list[str]:
+    """The same experiment, its LLM or encoder in a wheel."""
+    wheel = f"{{package: fake-model, version: '{version}', sha256: '{'0' * 64}', member: fake_model/model}}"
+    text = Path(world.config).read_text().replace(f"hub: {world.root}/{part}\n", f"hub: null\n  wheel: {wheel}\n")
+    path = folder / f"{part}_wheel.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def nothing_half_written(folder: Path) -> None:
+    assert not [p for p in folder.rglob("*") if p.name.endswith(".tmp")]
+    for stage in folder.glob("stages/**/"):
+        files = [p for p in stage.iterdir() if p.is_file()]
+        assert not files or (stage / "manifest.json").is_file() or (stage.parent / "manifest.json").is_file()
+    assert not (folder / "results.json").exists()
+
+
+def run_python(code: str) -> tuple[str, float]:
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, time.perf_counter() - started
+
+
+def test_help_and_show_config_are_fast_and_import_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom lit_rec.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as stop: assert stop.code == 0\n"
+        "assert main(['show-config', '--config', 'configs/quickstart.yaml', 'reranker=mir']) == 0\n"
+        "heavy = {'torch', 'transformers', 'lightning', 'polars', 'peft', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    printed, seconds = run_python(code)
+    assert "show-config" in printed
+    assert "architecture: mir" in printed
+    assert seconds < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "--config", "configs/quikstart.yaml"], ["not found", "quickstart.yaml"]),
+        (["fit", "--config", "configs/quickstart.yaml", "polcy.rounds=3"], ["polcy.rounds", "policy.rounds"]),
+        (["test", "--config", "configs/quickstart.yaml", "llm=gpt"], ["gpt", "smollm2_135m"]),
+        (["show-config", "--config", "configs/quickstart.yaml", "seed=x"], ["seed"]),
+    ],
+)
+def test_mistakes_in_the_configuration(arguments: list[str], words: list[str], capsys: Any) -> None:
+    assert_told(capsys, main(arguments), *words)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_no_finished_run(command: str, line: list[str], tmp_path: Path, capsys: Any) -> None:
+    output = ["--output", str(tmp_path / "out.parquet")] if command == "predict" else []
+    assert_told(capsys, main([command, *line[1:], *output]), "no finished run", "run.dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_option_is_refused(line: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*line, "--frehs"])
+    assert stop.value.code == 2
+    assert "--frehs" in capsys.readouterr().err
+
+
+class TestFit:
+    """Every test leaves the run folder such that the same command can be started again."""
+
+    @pytest.fixture(autouse=True)
+    def _whole(self, tmp_path: Path) -> Any:
+        yield
+        nothing_half_written(tmp_path / "run")
+
+    def test_missing_data(self, line: list[str], tmp_path: Path, capsys: Any) -> None:
+        assert_told(capsys, main([*line, f"data.root={tmp_path}/none"]), f"{tmp_path}/none/tiny.inter")
+        assert_told(capsys, main([*line, "~data"]), "data")
+
+    def test_malformed_line(self, line: list[str], tmp_path: Path, capsys: Any) -> None:
+        write_data(tmp_path / "data")
+        inter = tmp_path / "data" / "tiny.inter"
+        good = inter.read_text().splitlines()
+        for bad in ("u1\t3\tfive\t1000", "u1\t3\t5"):
+            inter.write_text("\n".join([*good[:10], bad, *good[10:]]) + "\n")
+            assert_told(capsys, main([*line, f"data.root={tmp_path}/data"]), f"{inter}:11", bad.split("\t")[2])
+
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            (["users=1"], ["sample of 1 users", "users"]),
+            (["users=100"], ["24", "users"]),
+            (["users=2"], ["leave no", "evaluation.test"]),
+            (["evaluation.folds=2", "evaluation.only_folds=[7]"], ["fold 7", "evaluation.only_folds"]),
+            (["lists.item_core=1000"], ["no user has a candidate list"]),
+        ],
+    )
+    def test_too_few_users_or_interactions(
+        self, overrides: list[str], words: list[str], line: list[str], capsys: Any
+    ) -> None:
+        assert_told(capsys, main([*line, *overrides]), *words)
+
+    def test_fewer_users_than_reward_folds(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "users=6", "reward.folds=5"]), "reward.folds")
+
+    @pytest.mark.parametrize("part", ["llm", "encoder"])
+    def test_no_model_there(self, part: str, line: list[str], tmp_path: Path, capsys: Any) -> None:
+        told = assert_told(capsys, main([*line, f"{part}.hub={tmp_path}/none"]), f"{tmp_path}/none")
+        assert f"config key {part}.hub" in told
+
+    def test_gated_model(self, line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        answer: Any = SimpleNamespace(headers={}, request=None)
+
+        def gated(source: str, *_: object, **__: object) -> None:
+            raise OSError(f"cannot load {source}") from GatedRepoError("403 Client Error", response=answer)
+
+        monkeypatch.setattr("transformers.utils.cached_file", gated)
+        told = assert_told(capsys, main([*line, "llm.hub=meta/gated"]), "meta/gated is a gated model", "HF_TOKEN")
+        assert "https://huggingface.co/meta/gated" in told
+        monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: str(ROOT / "README.md"))
+        monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", gated)
+        assert_told(capsys, main([*line, "llm.hub=meta/gated", "--fresh"]), "gated model", "llm.hub = meta/gated")
+
+    def test_wrong_wheel(
+        self, world: World, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        index = tmp_path / "index"
+        index.mkdir()
+        wheel = index / "fake_model-1.0-py3-none-any.whl"
+        info = "fake_model-1.0.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("fake_model/model/config.json", "{}")
+            archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: fake-model\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+        cache = tmp_path / "cache"
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        arguments = [*line, *with_wheel(world, "llm", tmp_path), f"run.cache={cache}"]
+        told = assert_told(capsys, main(arguments), found, "0" * 64)
+        assert "fake-model==1.0" in told
+        assert not list(cache.rglob("config.json"))
+        arguments = [*line, *with_wheel(world, "llm", tmp_path, "2.0"), f"run.cache={cache}"]
+        assert_told(capsys, main(arguments), "cannot fetch fake-model==2.0")
+
+    def test_no_gpu(self, line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        assert_told(capsys, main([*line, "trainer.accelerator=gpu"]), "GPU", "trainer.accelerator=auto")
+        assert_told(capsys, main([*line, "trainer.accelerator=gpuu"]), "gpuu", "trainer.accelerator")
+
+    def test_run_folder_in_use(self, line: list[str], tmp_path: Path, capsys: Any) -> None:
+        with RunFolder(tmp_path / "run"):
+            assert_told(capsys, main(line), "another run is using", "run.dir")
+
+    def test_prompt_longer_than_the_model(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "llm.max_new_tokens=500"]), "context is 512", "prompt.history")
+
+    @pytest.mark.parametrize("key", ["run.dir", "run.answers", "run.cache"])
+    def test_folder_that_cannot_be_made(
+        self, key: str, world: World, line: list[str], tmp_path: Path, capsys: Any
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        more = with_wheel(world, "encoder", tmp_path) if key == "run.cache" else []
+        assert_told(capsys, main([*line, *more, f"{key}={tmp_path}/file/below"]), f"{tmp_path}/file", key)
+
+    @pytest.mark.parametrize("survives", [0, 1, 4, 9])
+    def test_disk_full(self, survives: int, line: list[str], tmp_path: Path, capsys: Any) -> None:
+        """The disk fills up at the first, the second, ... write that must be safe."""
+        fsync, calls = os.fsync, []
+
+        def full(descriptor: int) -> None:
+            if len(calls) >= survives:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            calls.append(descriptor)
+            fsync(descriptor)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            assert_told(capsys, main([*line, f"run.answers={tmp_path}/answers"]), "No space left", "same command")
+
+    def test_disk_full_in_the_words_of_polars(self, line: list[str], capsys: Any) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise pl.exceptions.ComputeError("No space left on device (os error 28)")
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(pl.DataFrame, "write_parquet", full)
+            assert_told(capsys, main(line), "No space left")
+
+    def test_interrupted(self, line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("lit_rec.recipes.loop.Loop.rewards", stop)
+        assert main(line) == 130
+        assert capsys.readouterr().err == "interrupted; the same command resumes\n"
+
+    def test_no_pair(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "pairs.min_gap=9"]), "no preference pair", "pairs.samples")
+
+    def test_nothing_to_evaluate(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "policy.rounds=0"]), "nothing to evaluate", "evaluation.controls")
+
+    def test_wrong_architecture_argument(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "+reranker.args.haeds=3"]), "haeds", "reranker.args")
+        assert_told(capsys, main([*line, "reranker.loss=no_such"]), "no_such", "reranker.loss")
+        assert_told(capsys, main([*line, "reranker.metric=ndgc@5"]), "ndgc@5", "reranker.metric")
+
+
+def test_defects_of_lit_rec_keep_their_traceback(line: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(commands.COMMANDS, "fit", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(line)
+
+
+def test_changed_configuration_in_a_run_folder(line: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert main(line) == 0
+    results = (tmp_path / "run/results.json").read_bytes()
+    capsys.readouterr()
+    for override, shown in (
+        ("policy.beta=0.2", "policy.beta: 0.1 -> 0.2"),
+        ("llm.temperature=0.9", "llm.temperature: 1.0 -> 0.9"),
+        ("reranker.lr=0.5", "reranker.lr: 0.001 -> 0.5"),
+        ("seed=4", "seed: 3 -> 4"),
+        ("lists.size=9", "lists.size: 10 -> 9"),
+        ("evaluation.test=0.3", "test: 0.25 -> 0.3"),
+        ("reward.metric=soft", "reward.metric: ndcg -> soft"),
+        ("pairs.min_gap=0.1", "min_gap: 0.0 -> 0.1"),
+        ("prompt.history=5", "prompt.history: 6 -> 5"),
+        ("+data.positive_above=2", "positive_above: 3 -> 2"),
+    ):
+        assert_told(capsys, main([*line, override]), shown, "--fresh", "stage ")
+    assert (tmp_path / "run/results.json").read_bytes() == results
+    assert main([*line, "policy.beta=0.2", "--fresh"]) == 0
+    assert main(["test", *line[1:], "policy.beta=0.2"]) == 0
