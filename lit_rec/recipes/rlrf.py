@@ -41,6 +41,7 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, list[Loop]]:
     """
     torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
     ground = Ground(cfg, run)
+    extra_callbacks(cfg)  # a mistake there is told before anything is paid for
     if needs_encoder(cfg):
         _ = ground.encoder_key  # an encoder that cannot be had is told before the LLM writes for hours
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
@@ -71,6 +72,11 @@ def run_split(loop: Loop) -> pl.DataFrame:
         tuned = tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds)
         states += tuned if cfg.evaluation.rounds else tuned[-1:]
     return evaluate(loop, states)
+
+
+def extra_callbacks(cfg: DictConfig) -> list[Any]:
+    """The callbacks a user has named in the configuration, built anew."""
+    return [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
 
 
 def uses_llm(cfg: DictConfig) -> bool:
@@ -110,7 +116,7 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
         max_length=settings.max_length,
         seed=cfg.seed,
     )
-    extra = [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
+    extra = extra_callbacks(cfg)
     with quiet():
         trainer = L.Trainer(
             accelerator="gpu" if loop.ground.device.startswith("cuda") else "cpu",

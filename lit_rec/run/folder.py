@@ -58,6 +58,14 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name}: {old} -> {new}"]
 
 
+def sync_files(folder: Path) -> None:
+    """Have every file of a folder on disk: a manifest that survives a power cut must not outlive what it describes."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
 class RunFolder:
     """A folder of stages.
 
@@ -168,6 +176,7 @@ class RunFolder:
                 "seconds": round(time.perf_counter() - started, 2),
                 "versions": {library: version(library) for library in LIBRARIES},
             }
+            sync_files(work)
             write_atomic(work / MANIFEST, json.dumps(manifest, indent=1))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(work, folder)
