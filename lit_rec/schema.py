@@ -29,6 +29,7 @@ class ListsConfig:
     size: int = 10  # candidates per list: the real ones and sampled negatives
     negatives: str = "uniform"  # uniform | popularity | retrieved
     initial_ranker: str | None = None  # null (shuffled) | popularity | bpr
+    time_zone: str = "UTC"  # whose calendar protocol kar cuts time by
     item_core: int = 0  # keep items with at least this many ratings (0: all)
 
 

@@ -105,6 +105,7 @@ class Ground:
                     negatives=c.negatives,
                     initial_ranker=c.initial_ranker,
                     item_core=c.item_core,
+                    time_zone=c.time_zone,
                     seed=self.cfg.seed,
                     train_users=self.splits(0).train if self.cfg.evaluation.folds == 1 else torch.zeros(0).long(),
                 )
