@@ -87,7 +87,7 @@ CHOICES = {
     "reward.metric": ("ndcg", "map", "soft"),
     "reward.convention": ("standard", "kar"),
     "pairs.rule": ("best_worst", "random"),
-    "policy.loss": ("sigmoid", "ipo", "hinge", "robust", "sft"),
+    "policy.loss": ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "sft"),
     "policy.reference": ("base", "previous"),
     "policy.schedule": ("linear", "constant"),
     "evaluation.selection": ("validation", "last", "test_kar"),

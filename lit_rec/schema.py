@@ -179,7 +179,7 @@ class PolicyConfig:
     schedule: str = "linear"  # linear | constant
     gradient_clip: float = 1.0
     beta: float = 0.01
-    loss: str = "sigmoid"  # sigmoid | ipo | hinge | robust | sft (on the chosen answer)
+    loss: str = "sigmoid"  # sigmoid | sigmoid_norm (per token) | ipo | hinge | robust | sft (on the chosen answer)
     label_smoothing: float = 0.0
     reference: str = "base"  # base | previous
     max_length: int = 2048  # prompt + answer tokens; longer prompts lose their start, and are counted
