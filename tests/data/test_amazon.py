@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from omegaconf import OmegaConf
 
+from lit_rec.config import configs_dir, instantiate
 from lit_rec.data import amazon
-from lit_rec.data.amazon import AmazonBooks2018, core
+from lit_rec.data.amazon import AmazonBooks2018, AmazonVideoGames2018, core
+from lit_rec.data.session_cuts import SessionsOf
 from lit_rec.errors import UserError
 
 
@@ -28,9 +31,9 @@ def book(item: str, title: str, brand: str = "Visit Amazon's Jane Doe Page", cat
     return {"category": list(category), "description": [], "title": title, "brand": brand, "asin": item}
 
 
-def write(folder: Path, reviews: list[dict], books: list[dict]) -> Path:
+def write(folder: Path, reviews: list[dict], books: list[dict], stem: str = "Books") -> Path:
     folder.mkdir(exist_ok=True)
-    for name, rows in (("Books_5.json.gz", reviews), ("meta_Books.json.gz", books)):
+    for name, rows in ((f"{stem}_5.json.gz", reviews), (f"meta_{stem}.json.gz", books)):
         with gzip.open(folder / name, "wt") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     return folder
@@ -176,3 +179,36 @@ def test_describe_identifies_the_source(tmp_path):
     described = json.loads(json.dumps(reader.describe()))
     assert described["user_core"] == 60
     assert [f["file"] for f in described["files"]] == ["Books_5.json.gz", "meta_Books.json.gz"]
+
+
+GAMES = [
+    book(
+        "A", "Journey", brand="Sony", category=("Video Games", "PlayStation 4", "Games", "</span></span>", "Long text")
+    ),
+    book("B", "Headset", brand="", category=("Video Games", "<span>", "PC")),
+    book("C", "Doom", brand="id &amp; co", category=("Video Games", "PC")),
+]
+
+
+def test_video_games(tmp_path):
+    folder = write(tmp_path, REVIEWS, GAMES, "Video_Games")
+    data = AmazonVideoGames2018(root=str(folder), user_core=1, item_core=1).load()
+    assert (data.name, data.item_noun, data.n_users, data.n_items) == ("amazon-games", "video game", 2, 3)
+    assert data.item_attributes == ("brand", "category")
+    assert data.items["category"].to_list() == [[], ["PlayStation 4", "Games"], ["PC"], ["PC"]]
+    assert data.items["brand"].to_list() == [[], ["Sony"], [], ["id & co"]]
+    with pytest.raises(UserError, match="no users with 5 reviews of video games"):
+        AmazonVideoGames2018(root=str(folder)).load()
+    with pytest.raises(UserError, match="Books_5"):
+        AmazonBooks2018(root=str(folder)).load()
+    assert AmazonVideoGames2018(root=str(folder)).describe()["name"] == "amazon-games"
+
+
+def test_the_config_of_games_sessions(tmp_path):
+    cfg = OmegaConf.load(configs_dir() / "data" / "amazon_games_sessions.yaml")
+    cfg.reader.root = str(write(tmp_path, REVIEWS, GAMES, "Video_Games"))
+    cfg.reader.user_core = cfg.reader.item_core = 1
+    made = instantiate(cfg, "data")
+    assert isinstance(made, SessionsOf)
+    assert (made.verb, made.min_length, made.candidates) == ("purchased", 4, 50)
+    assert made.reader.load().n_items == 3
