@@ -7,20 +7,18 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from lit_rec.policy.dpo import DPOPolicy
-
 
 class RoundHooks(Callback):
     """A callback with two more hooks. Write a subclass, name it under `callbacks:` in the YAML, and it takes part.
 
-    `trainer.datamodule` serves the round's pairs; `rounds.loop` (a `lit_rec.recipes.loop.Loop`) has answers, rewards
-    and pairs of every state.
+    `policy` is what is trained: the `DPOPolicy` or the `PPOAgent`. `trainer.datamodule` serves the round's pairs or the
+    sessions; `rounds.loop` (a `lit_rec.recipes.loop.Loop` or `HintLoop`) has what was made so far.
     """
 
-    def begin_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: "RoundCallback", number: int) -> None:
+    def begin_round(self, trainer: L.Trainer, policy: Any, rounds: "RoundCallback", number: int) -> None:
         """Called before the first epoch of round `number` (1, 2, ...)."""
 
-    def end_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: "RoundCallback", number: int) -> None:
+    def end_round(self, trainer: L.Trainer, policy: Any, rounds: "RoundCallback", number: int) -> None:
         """Called after the last epoch of round `number`; after a restart it may be called again."""
 
 

@@ -14,9 +14,11 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from lit_rec.checks import check
 from lit_rec.errors import UserError
-from lit_rec.schema import RLRFConfig
+from lit_rec.schema import Re2LLMConfig, RLRFConfig
 
+SCHEMAS = {"rlrf_schema": RLRFConfig, "re2llm_schema": Re2LLMConfig}
 ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.", "torch.", "torchmetrics.", "transformers.", "peft.")
 
 
@@ -44,7 +46,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         near = difflib.get_close_matches(file.name, [p.name for p in configs_dir().glob("*.yaml")], n=1)
         hint = f"did you mean configs/{near[0]}?" if near else f"shipped configs are in {configs_dir()}"
         raise UserError(f"config file not found: {path}", where="--config", fix=hint)
-    ConfigStore.instance().store(name="rlrf_schema", node=RLRFConfig)
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=name, node=schema)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(file.parent), version_base="1.3"):
@@ -61,105 +64,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             where=f"config {path}",
             fix=f"set it in the YAML file or as an override: {missing[0]}=...",
         )
-    if OmegaConf.get_type(cfg) is not RLRFConfig:
+    if OmegaConf.get_type(cfg) not in SCHEMAS.values():
         raise UserError(
             "this is not an experiment",
             where=f"config {path}",
             why="its defaults list does not begin with a recipe, so no key could be checked",
-            fix="begin the file with `defaults: [rlrf_schema, _self_]`, as the shipped configs do",
+            fix=f"begin the file with `defaults: [SCHEMA, _self_]`, SCHEMA being {' or '.join(SCHEMAS)}",
         )
     for key, target in _targets(cfg):
         if not target.startswith(ALLOWED_TARGETS):
             raise _not_allowed(target, key)
-    _check(cfg)
+    check(cfg)
     return cfg
 
 
-OPEN = ("data.", "callbacks.", "reranker.args.")  # parts whose keys are the arguments of a class
-CHOICES = {
-    "lists.protocol": ("strict", "kar"),
-    "lists.negatives": ("uniform", "popularity", "retrieved"),
-    "lists.initial_ranker": (None, "popularity", "bpr"),
-    "knowledge.encode": ("answer", "kar", "both"),
-    "knowledge.item_text": ("attributes", "llm"),
-    "reranker.architecture": ("dlcm", "prm", "setrank", "mir"),
-    "reranker.loss": ("default", "bce", "attention", "attention_rank", "list_softmax"),
-    "reward.metric": ("ndcg", "map", "soft"),
-    "reward.convention": ("standard", "kar"),
-    "pairs.rule": ("best_worst", "random"),
-    "policy.loss": ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "sft"),
-    "policy.reference": ("base", "previous"),
-    "policy.schedule": ("linear", "constant"),
-    "evaluation.selection": ("validation", "last", "test_kar"),
-    "llm.quantization": (None, "nf4"),
-    "llm.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "encoder.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
-}
-AT_LEAST = {
-    "lists.history": 1,
-    "lists.real": 1,
-    "lists.size": 2,
-    "pairs.samples": 2,
-    "policy.rounds": 0,
-    "policy.epochs": 1,
-    "policy.batch_size": 1,
-    "policy.accumulate": 1,
-    "policy.lora.r": 1,
-    "llm.batch_size": 1,
-    "llm.max_new_tokens": 1,
-    "encoder.batch_size": 1,
-    "reward.folds": 1,
-    "reward.k": 1,
-    "evaluation.folds": 1,
-    "evaluation.seeds": 1,
-    "reranker.max_epochs": 1,
-    "reranker.batch_size": 1,
-    "prompt.history": 1,
-    "knowledge.item_tokens": 1,
-    "encoder.max_tokens": 8,
-    "reranker.patience": 0,
-    "policy.max_length": 2,
-}
-METRIC_NAMES = ("ndcg", "map", "hr", "mrr", "click")
-ABOVE_ZERO = ("policy.lr", "policy.beta", "reranker.lr", "reranker.temperature", "llm.temperature")
-
-
-def _check(cfg: DictConfig) -> None:
-    """Values that are well typed and still make no sense are refused before anything is paid for."""
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(cfg, key)
-        if value not in choices:
-            raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices))
-    for key, least in AT_LEAST.items():
-        value = OmegaConf.select(cfg, key)
-        if value < least:
-            raise _bad(key, value, f"at least {least}")
-    for key in ABOVE_ZERO:
-        if OmegaConf.select(cfg, key) <= 0:
-            raise _bad(key, OmegaConf.select(cfg, key), "a number above 0")
-    for key in ("evaluation.ks", "evaluation.only_folds"):
-        values, least = OmegaConf.select(cfg, key), int(key == "evaluation.ks")
-        if values is not None and (not values or min(values) < least):
-            raise _bad(key, values, f"one or more numbers of at least {least}")
-    if not re.fullmatch(rf"({'|'.join(METRIC_NAMES)})@[1-9]\d*", cfg.reranker.metric):
-        raise _bad("reranker.metric", cfg.reranker.metric, f"one of {', '.join(METRIC_NAMES)} with a cut-off: ndcg@5")
-    if cfg.pairs.max_pairs is not None and cfg.pairs.max_pairs < 1:
-        raise _bad("pairs.max_pairs", cfg.pairs.max_pairs, "at least 1, or null for all")
-    for key in ("evaluation.test", "evaluation.validation"):
-        if not 0 <= OmegaConf.select(cfg, key) < 1:
-            raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")
-    if cfg.evaluation.validation == 0 and cfg.evaluation.selection == "validation":
-        raise _bad("evaluation.validation", 0, "a share above 0, or evaluation.selection=last")
-    if cfg.lists.real > cfg.lists.size:
-        raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
-    if not 0 < cfg.llm.top_p <= 1:
-        raise _bad("llm.top_p", cfg.llm.top_p, "above 0 and at most 1")
-    unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}
-    if unknown:
-        raise _bad("evaluation.inputs", sorted(unknown)[0], "answer, kar and both")
-    if cfg.trainer.devices != 1:
-        raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
+OPEN = ("data.", "callbacks.", "reranker.args.", "evaluation.sasrec.")  # parts whose keys are the arguments of a class
 
 
 def _not_allowed(target: str, key: str) -> UserError:
@@ -169,10 +88,6 @@ def _not_allowed(target: str, key: str) -> UserError:
         why=f"a config may only name classes below {', '.join(ALLOWED_TARGETS)}",
         fix="put your class in callbacks/ or lit_rec/ and name it there",
     )
-
-
-def _bad(key: str, value: Any, allowed: str) -> UserError:
-    return UserError(f"{key}: {value} is not possible", where=f"config key {key}", fix=f"use {allowed}")
 
 
 def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -209,8 +124,8 @@ def _explain(error: Exception, path: str | Path) -> UserError:
         return UserError(f"a value is missing: {text.splitlines()[0]}", where=where, fix="set it in the YAML file")
     if found and ("not in" in text or "Could not override" in text):
         key = found.group(1)
-        schema: Any = OmegaConf.to_container(OmegaConf.structured(RLRFConfig), resolve=False)
-        known = list(_known_keys(schema))
+        schemas: Any = [OmegaConf.to_container(OmegaConf.structured(s), resolve=False) for s in SCHEMAS.values()]
+        known = list(dict.fromkeys(key for schema in schemas for key in _known_keys(schema)))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
             key.split(".")[-1], known, n=1, cutoff=0.6
         )

@@ -1,4 +1,4 @@
-"""Every configuration key of the RLRF4Rec recipe: its type, its default and what it means.
+"""Every configuration key of the recipes: its type, its default and what it means.
 
 Hydra composes the YAML files over these dataclasses, so a misspelt key or a wrong type is an error before anything
 runs. This module imports nothing heavy: `show-config` and `--help` must stay fast.
@@ -82,6 +82,19 @@ class WheelConfig:
 
 
 @dataclass
+class ServerConfig:
+    """An OpenAI-compatible server that answers instead of a model in process."""
+
+    model: str = MISSING  # the name the server knows the model by
+    urls: list[str] = MISSING  # base URLs of one or more replicas, such as http://localhost:8000/v1
+    revision: str = ""  # part of the answers' keys: change it when the server's model changes under the same name
+    key_env: str | None = "OPENAI_API_KEY"  # environment variable that holds the key; null: none is sent
+    concurrency: int = 16  # requests under way at a time, over all URLs
+    timeout: float = 120.0  # seconds
+    retries: int = 6
+
+
+@dataclass
 class LLMConfig:
     """The language model, and how it is sampled."""
 
@@ -89,6 +102,7 @@ class LLMConfig:
     hub: str | None = None  # a Hugging Face repository or a local folder
     revision: str | None = None  # commit or tag of the repository
     wheel: WheelConfig | None = None
+    server: ServerConfig | None = None  # ask a server instead (Re2LLM only: DPO trains the model in process)
     dtype: str = "auto"  # auto: bfloat16 where the processor computes in it, else float32
     quantization: str | None = None  # null | nf4 (bitsandbytes 4 bit, QLoRA)
     batch_size: int = 32  # answers written at a time
@@ -220,3 +234,116 @@ class RLRFConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)  # more callbacks for the policy's Trainer
+
+
+@dataclass
+class RankingConfig:
+    """How the frozen LLM ranks the candidates of a session."""
+
+    method: str = "likelihood"  # likelihood (of the candidates' titles) | generate (a numbered list)
+    templates: list[str] = field(default_factory=lambda: ["next_v1"])  # below `ranking:` in templates.yaml
+    priors: list[float] = field(default_factory=lambda: [0.0])  # weight of the title's likelihood without the session
+    lengths: list[float] = field(default_factory=lambda: [0.0])  # 0: sum over a title's tokens, 1: mean
+    # where several templates, priors or lengths are given, the best on this many validation sessions is used throughout
+    choose_on: int = 100
+    history: int = 10  # at most this many of the session's last items are shown
+    top: int = 10  # length of the list
+    rotations: int = 1  # orders of the candidates that scores are averaged over, where the prompt shows them
+    max_new_tokens: int = 200  # generate: longest list
+    batch_tokens: int = 4096  # likelihood: tokens of a forward pass, about
+
+
+@dataclass
+class ReflectionConfig:
+    """How hints are written and which are kept."""
+
+    template: str = "reflect_v1"  # below `reflection:` in templates.yaml
+    sessions: int = 30  # error sessions reflected on per round
+    error_rank: int = 10  # a session is an error when its target ranks below this
+    hints: int = 3  # hints asked for per conversation
+    max_new_tokens: int = 128  # per turn
+    temperature: float = 0.7
+    top_p: float = 0.95
+    tried: int = 60  # hints that are tried on sessions per round
+    others: int = 10  # further sessions each hint is tried on
+    min_gain: float = 0.0  # a kept hint gains more than this on them, on average
+    similarity: float = 0.9  # cosine of embeddings from which two hints are the same
+    ask_redundancy: bool = True  # ask the LLM too whether a hint is new
+    size: int = 20  # hints in the base after the last round
+
+
+@dataclass
+class AgentConfig:
+    """The agent that picks a hint for each session."""
+
+    rewards: str = "matrix"  # matrix (every hint is asked for every training session first) | online (when tried)
+    reward: str = "ndcg"  # ndcg | mrr | soft (log-probability of the target among the candidates)
+    k: int | None = None  # ranks beyond k earn nothing; null: every rank counts
+    rounds: int = 1  # reflection and training, again and again
+    epochs: int = 30  # passes over the training sessions per round
+    batch_size: int = 32  # sessions per rollout
+    update_epochs: int = 10  # passes over a rollout
+    minibatches: int = 1
+    lr: float = 3e-4
+    clip: float = 0.05
+    entropy_coef: float = 0.01
+    value_coef: float = 0.5
+    max_grad_norm: float = 0.5
+    target_kl: float | None = None
+    weight_decay: float = 0.0
+    samples_per_session: int = 1
+    exploration: float = 0.0
+    state_noise: float = 0.0
+    normalize_advantage: bool = True
+    reward_scale: float = 1.0
+    hidden: int = 64
+    rank: int = 32
+    seeds: int = 1  # agents trained in the last round, with different seeds; the first one leads the reflection
+
+
+@dataclass
+class SessionRowsConfig:
+    """Rows of the result table; each can be switched off."""
+
+    random: bool = True
+    popularity: bool = True
+    item_knn: bool = True
+    sasrec: bool = True
+    empty_prompt: bool = True
+    no_hint: bool = True
+    random_hint: bool = True
+    best_fixed_hint: bool = True
+    ppo: bool = True
+    full_information: bool = True
+    oracle: bool = True
+
+
+@dataclass
+class SessionEvaluationConfig:
+    """What is measured on the test sessions."""
+
+    ks: list[int] = field(default_factory=lambda: [5, 10])
+    test: int | None = None  # a random sample of this many test sessions; null: all
+    rows: SessionRowsConfig = field(default_factory=SessionRowsConfig)
+    # ask the test sessions with every hint; false: with those that some row needs (no oracle; random_hint is one draw)
+    matrix: bool = True
+    sasrec: dict[str, Any] = field(default_factory=dict)  # keyword arguments of fit_sasrec
+
+
+@dataclass
+class Re2LLMConfig:
+    """The Re2LLM recipe, whole."""
+
+    recipe: str = "re2llm"
+    name: str = MISSING
+    seed: int = 1
+    run: RunConfig = field(default_factory=RunConfig)
+    data: dict[str, Any] = field(default_factory=dict)  # a source of sessions: _target_ and its arguments
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    ranking: RankingConfig = field(default_factory=RankingConfig)
+    reflection: ReflectionConfig = field(default_factory=ReflectionConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    evaluation: SessionEvaluationConfig = field(default_factory=SessionEvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)  # more callbacks for the agent's Trainer

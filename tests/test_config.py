@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lit_rec.config import AT_LEAST, CHOICES, METRIC_NAMES, _check, configs_dir, instantiate, load_config
+from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, check
+from lit_rec.config import configs_dir, instantiate, load_config
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import local_source
 from lit_rec.metrics.ranking import METRICS
@@ -167,11 +168,11 @@ def test_choice_lists_refuse_and_name_their_values() -> None:
     cfg = load("quickstart.yaml")
     for key, allowed in CHOICES.items():
         with pytest.raises(UserError, match="nonsense") as caught:
-            _check(changed(cfg, key, "nonsense"))
+            check(changed(cfg, key, "nonsense"))
         assert caught.value.where == f"config key {key}"
         for choice in allowed:
             assert str("null" if choice is None else choice) in caught.value.fix
-            _check(changed(cfg, key, choice))
+            check(changed(cfg, key, choice))
     with pytest.raises(UserError, match="nonsense"):
         load("quickstart.yaml", "policy.loss=nonsense")
 
@@ -186,7 +187,7 @@ def test_least_values() -> None:
     cfg = load("quickstart.yaml")
     for key, least in AT_LEAST.items():
         with pytest.raises(UserError, match=f"{key}: {least - 1}") as caught:
-            _check(changed(cfg, key, least - 1))
+            check(changed(cfg, key, least - 1))
         assert f"at least {least}" in caught.value.fix
 
 

@@ -132,7 +132,7 @@ class LanguageModel:
         return sorted(set(flat))
 
     @contextmanager
-    def _for_sampling(self) -> Iterator[None]:
+    def for_sampling(self) -> Iterator[None]:
         """The adapter off (untrained) or merged into the weights (two matrix products less per layer and token).
 
         Un-merging leaves rounding behind, and a resumed run must see the very same weights: they are set aside and
@@ -188,7 +188,7 @@ class LanguageModel:
         if missing:
             training = self.model.training
             self.model.eval()
-            with self._for_sampling():
+            with self.for_sampling():
                 self._draw(prompts, keys, settings, progress)
             self.model.train(training)
         return [[self.store[k] for k in ks] for ks in keys]

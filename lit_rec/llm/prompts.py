@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
 import yaml
 from torch import Tensor
 
@@ -92,7 +93,12 @@ class Prompts:
 
     def item_text(self, item: int) -> str:
         """Title, year and attributes of an item: also what `knowledge.item_text: attributes` encodes."""
-        row = self.data.items.row(item, named=True)
-        year = f" ({row['year']})" if row.get("year") else ""
-        attributes = "; ".join(", ".join(row[name]) for name in self.data.item_attributes if row[name])
-        return f"{row['title']}{year}{': ' if attributes else ''}{attributes}"
+        return item_text(self.data.items, self.data.item_attributes, item)
+
+
+def item_text(items: pl.DataFrame, attributes: Sequence[str], item: int) -> str:
+    """`Title (year): attribute, attribute; attribute` of a row of an items frame."""
+    row = items.row(item, named=True)
+    year = f" ({row['year']})" if row.get("year") else ""
+    known = "; ".join(", ".join(row[name]) for name in attributes if row[name])
+    return f"{row['title']}{year}{': ' if known else ''}{known}"

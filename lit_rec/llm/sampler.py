@@ -25,7 +25,7 @@ class SamplingSettings:
 
     Attributes:
         max_new_tokens: Longest answer.
-        temperature: Divides the logits.
+        temperature: Divides the logits; 0 is greedy: the likeliest token, always.
         top_p: Only the smallest set of tokens with at least this probability is drawn from.
     """
 
@@ -118,6 +118,8 @@ def nucleus_sample(logits: Tensor, settings: SamplingSettings, generator: torch.
     Returns:
         [rows] int64.
     """
+    if settings.temperature == 0:
+        return logits.argmax(-1)
     probs = torch.softmax(logits.float() / settings.temperature, dim=-1)
     cdf = probs.cumsum(-1)
     token = torch.zeros(len(probs), dtype=torch.long, device=probs.device)

@@ -16,40 +16,15 @@ from lit_rec.config import instantiate, plain
 from lit_rec.data.canonical import RatingsData, attribute_table, sample_users
 from lit_rec.data.lists import ListSet, build_lists
 from lit_rec.data.splits import Splits, split_users
-from lit_rec.errors import UserError
-from lit_rec.knowledge.encoder import TextEncoder
 from lit_rec.llm.language_model import LanguageModel
-from lit_rec.llm.loading import fingerprint, local_source
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
-from lit_rec.llm.store import AnswerStore
+from lit_rec.recipes.models import Models
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import step
 
 
-def pick_device(accelerator: str) -> str:
-    """The torch device a Lightning accelerator name means.
-
-    Raises:
-        UserError: A GPU was asked for and there is none.
-    """
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "a GPU was asked for and there is none",
-            where="config key trainer.accelerator",
-            why="torch.cuda.is_available() is false: no NVIDIA device, no driver, or a CPU build of torch",
-            fix="use trainer.accelerator=auto (or cpu), or install a CUDA build of torch",
-        )
-    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
-        raise UserError(
-            f"trainer.accelerator: {accelerator} is not possible",
-            where="config key trainer.accelerator",
-            fix="use auto, cpu or gpu",
-        )
-    return "cuda:0" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-class Ground:
+class Ground(Models):
     """Data, lists, prompts, encoder and language model of a run; each part is made when it is first needed.
 
     Args:
@@ -58,10 +33,7 @@ class Ground:
     """
 
     def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
-        self.cfg, self.run = cfg, run
-        self.cache = Path(cfg.run.cache).expanduser() if cfg.run.cache else None
-        self.device = pick_device(cfg.trainer.accelerator)
-        self.store = AnswerStore(Path(cfg.run.answers).expanduser())
+        super().__init__(cfg, run)
         self.llm = LanguageModel(
             cfg.llm, cfg.policy.lora, self.store, device=self.device, seed=cfg.seed, cache=self.cache
         )
@@ -153,26 +125,6 @@ class Ground:
     # --- knowledge that no round changes ----------------------------------------------------------------------------
 
     @cached_property
-    def encoder_key(self) -> dict[str, Any]:
-        """Identity of the text encoder."""
-        e = self.cfg.encoder
-        source = local_source(e, "encoder", self.cache)
-        return {"model": fingerprint(source, e.revision, "encoder"), "max_tokens": e.max_tokens, "dtype": e.dtype}
-
-    @cached_property
-    def encoder(self) -> TextEncoder:
-        """The text encoder."""
-        e = self.cfg.encoder
-        return TextEncoder(
-            local_source(e, "encoder", self.cache),
-            device=self.device,
-            dtype=e.dtype,
-            batch_size=e.batch_size,
-            max_tokens=e.max_tokens,
-            revision=e.revision,
-        )
-
-    @cached_property
     def _knowledge(self) -> dict[str, Tensor]:
         """History vectors of every user and item vectors, encoded once."""
         items = range(1, self.data.n_items + 1)
@@ -242,7 +194,7 @@ class Ground:
             "max_epochs": r.max_epochs,
             "patience": r.patience,
             "metric": r.metric,
-            "accelerator": "gpu" if self.device.startswith("cuda") else "cpu",
+            "accelerator": self.accelerator,
             "selection": selection or "validation",
         }
 

@@ -11,20 +11,19 @@ from typing import Any
 
 import lightning as L
 import polars as pl
-import torch
 from omegaconf import DictConfig
 
 from callbacks.evaluation import RoundEvaluation, log_state
 from callbacks.preferences import PreferenceRounds
 from callbacks.progress import EpochProgress
 from callbacks.rounds import RoundCallback
-from lit_rec.config import instantiate
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import native_bf16
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.pairs import PreferenceDataModule
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop
+from lit_rec.recipes.models import extra_callbacks
 from lit_rec.rerankers.training import quiet
 from lit_rec.run.folder import RunFolder
 
@@ -39,7 +38,6 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, list[Loop]]:
     Returns:
         Per-list metrics of every row and fold, and the loops they came from.
     """
-    torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
     ground = Ground(cfg, run)
     extra_callbacks(cfg)  # a mistake there is told before anything is paid for
     if needs_encoder(cfg):
@@ -72,11 +70,6 @@ def run_split(loop: Loop) -> pl.DataFrame:
         tuned = tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds)
         states += tuned if cfg.evaluation.rounds else tuned[-1:]
     return evaluate(loop, states)
-
-
-def extra_callbacks(cfg: DictConfig) -> list[Any]:
-    """The callbacks a user has named in the configuration, built anew."""
-    return [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
 
 
 def uses_llm(cfg: DictConfig) -> bool:
@@ -119,7 +112,7 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
     extra = extra_callbacks(cfg)
     with quiet():
         trainer = L.Trainer(
-            accelerator="gpu" if loop.ground.device.startswith("cuda") else "cpu",
+            accelerator=loop.ground.accelerator,
             devices=cfg.trainer.devices,
             precision=precision(cfg, loop.ground.device),
             max_epochs=rounds * settings.epochs,

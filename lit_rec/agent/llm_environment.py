@@ -1,0 +1,102 @@
+"""The environment of the hint agent: the frozen LLM with a hint in its prompt (METHODS 2.1, step 5)."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_rec.llm.ranker import Hints, SessionRanker
+from lit_rec.metrics.sessions import target_ranks
+
+REWARDS = ("ndcg", "mrr", "soft")
+CHUNK = 16  # sessions whose scores are in memory at a time
+
+
+class HintEnvironment:
+    """Rewards of hints: what the target's place gains over the prompt without a hint.
+
+    Answers are remembered by (session, hint) here, and by content in the store: PPO may ask as often as it likes.
+
+    Args:
+        ranker: Asks the LLM.
+        reward: "ndcg" (1 / log2(rank + 1)), "mrr" (1 / rank) or "soft" (log-probability of the target among the
+            candidates, softmax of their scores).
+        k: Ranks beyond k earn nothing in ndcg and mrr; None: every rank counts.
+    """
+
+    def __init__(self, ranker: SessionRanker, *, reward: str = "ndcg", k: int | None = None) -> None:
+        if reward not in REWARDS:
+            raise ValueError(f"reward is one of {', '.join(REWARDS)}, not {reward!r}")
+        self.ranker, self.reward, self.k = ranker, reward, k
+        self.hints: list[str] = []
+        self.progress: Callable[[int, int], None] | None = None
+        self._known: dict[tuple[int, str | None], tuple[int, float]] = {}
+
+    def set_hints(self, texts: Sequence[str]) -> None:
+        """Make these the actions 1, 2, ...; a base only grows."""
+        if list(texts[: len(self.hints)]) != self.hints:
+            raise ValueError("a base only grows: its first hints must stay as they are")
+        self.hints = list(texts)
+
+    def ask(self, sessions: Tensor, hints: Sequence[Hints]) -> tuple[Tensor, Tensor]:
+        """Rank and log-probability of the target, for every session with each of its hints.
+
+        Args:
+            sessions: [n] session numbers.
+            hints: As many hints per session each; None is the prompt without one.
+
+        Returns:
+            ranks [n, hints] int64, log-probabilities [n, hints] float64.
+        """
+        missing = [
+            (s, [h for h in dict.fromkeys(tried) if (s, h) not in self._known])
+            for s, tried in zip(sessions.tolist(), hints, strict=True)
+        ]
+        missing = [(s, tried) for s, tried in missing if tried]
+        for start in range(0, len(missing), CHUNK):
+            self._work(missing[start : start + CHUNK])
+        found = [[self._known[s, h] for h in tried] for s, tried in zip(sessions.tolist(), hints, strict=True)]
+        ranks = torch.tensor([[rank for rank, _ in row] for row in found], dtype=torch.long)
+        return ranks, torch.tensor([[logp for _, logp in row] for row in found], dtype=torch.float64)
+
+    def _work(self, wanted: list[tuple[int, list[str | None]]]) -> None:
+        lists = self.ranker.data.lists
+        sessions = torch.tensor([s for s, _ in wanted])
+        scores = self.ranker.scores(sessions, [tried for _, tried in wanted], self.progress)
+        for (s, tried), rows in zip(wanted, scores, strict=True):
+            candidates = lists.items[s].expand(len(tried), -1)
+            target = candidates[0][int(lists.labels[s].argmax())]
+            # One seed per session: the same order among equals with every hint, so that ties make no gain.
+            ranks = torch.cat(
+                [target_ranks(row[None], candidates[:1], target[None], seed=self.ranker.seed + s) for row in rows]
+            )
+            logps = torch.log_softmax(rows.double(), dim=-1)[:, int(lists.labels[s].argmax())]
+            self._known.update(
+                ((s, hint), (int(rank), float(logp))) for hint, rank, logp in zip(tried, ranks, logps, strict=True)
+            )
+
+    def value(self, ranks: Tensor, logps: Tensor) -> Tensor:
+        """What a place is worth: float64 of the shape of `ranks`."""
+        if self.reward == "soft":
+            return logps
+        worth = 1 / torch.log2(ranks.double() + 1) if self.reward == "ndcg" else 1 / ranks.double()
+        return worth if self.k is None else torch.where(ranks <= self.k, worth, 0.0)
+
+    def gains(self, sessions: Tensor, hints: Sequence[Hints]) -> Tensor:
+        """Rewards [n, hints] float32 of hints for sessions; None earns 0."""
+        ranks, logps = self.ask(sessions, [[None, *tried] for tried in hints])
+        values = self.value(ranks, logps)
+        return (values[:, 1:] - values[:, :1]).float()
+
+    def rewards(self, sessions: Tensor, actions: Tensor) -> Tensor:
+        """Rewards [B] of actions [B] for sessions [B]; action 0, no hint, earns 0."""
+        texts: list[str | None] = [None, *self.hints]
+        return self.gains(sessions.cpu(), [[texts[a]] for a in actions.tolist()]).squeeze(1).to(sessions.device)
+
+    def matrix(self, sessions: Tensor) -> Tensor:
+        """Rewards [B, A + 1] of every action."""
+        return self.gains(sessions.cpu(), [[None, *self.hints]] * len(sessions)).to(sessions.device)
+
+    def ranks(self, sessions: Tensor) -> Tensor:
+        """Ranks [B, A + 1] of the target with every action."""
+        return self.ask(sessions.cpu(), [[None, *self.hints]] * len(sessions))[0]

@@ -1,0 +1,148 @@
+"""Reflection: the LLM is shown where it was wrong, and writes hints for the next time (Re2LLM, METHODS 2.1).
+
+One conversation of three turns per error session: (1) the question and the LLM's own answer, the target hidden: what
+may have gone wrong? (2) the target is shown: why was it missed? (3) short imperative hints that do not name it.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from lit_rec.errors import UserError
+from lit_rec.llm.prompts import TEMPLATES, Messages
+from lit_rec.llm.ranker import Port
+from lit_rec.llm.ranking import normalised
+from lit_rec.llm.sampler import SamplingSettings
+
+ENTRY = re.compile(r"^\s*(?:\d{1,2}\s*[.):]|[-*•–]|hint\s*\d*\s*:)\s*(?P<text>.+)$", re.IGNORECASE)
+PREFACE = re.compile(r"\b(here are|here's|sure|following|certainly|hints?:?$)", re.IGNORECASE)
+WORDS = (3, 40)  # a shorter line says nothing, a longer one is no hint
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An error session.
+
+    Attributes:
+        session: Its number.
+        titles: What the session holds, in order.
+        answer: The LLM's list, best first.
+        target: What came next.
+    """
+
+    session: int
+    titles: Sequence[str]
+    answer: Sequence[str]
+    target: str
+
+
+class Reflector:
+    """Leads the conversations.
+
+    Args:
+        llm: Any port.
+        template: A name below `reflection:` in templates.yaml.
+        noun: What an item is called.
+        verb: What was done with it.
+        hints: Hints asked for per session.
+        settings: How the LLM is sampled.
+
+    Raises:
+        UserError: There is no such template.
+    """
+
+    def __init__(
+        self, llm: Port, *, template: str, noun: str, verb: str, hints: int, settings: SamplingSettings
+    ) -> None:
+        known = _templates()
+        if template not in known:
+            raise UserError(
+                f"there is no reflection template {template!r}",
+                where="config key reflection.template",
+                fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
+            )
+        self.llm, self.words, self.settings, self.hints = llm, known[template], settings, hints
+        self.common = {"noun": noun, "nouns": f"{noun}s", "verb": verb, "hints": hints}
+
+    def reflect(
+        self, mistakes: Sequence[Mistake], progress: Callable[[int, int], None] | None = None
+    ) -> list[Messages]:
+        """Hold the conversation about every mistake, all of them turn by turn together.
+
+        Returns:
+            The whole conversations; the last message of each holds the hints.
+        """
+        talks: list[Messages] = [self._open(mistake) for mistake in mistakes]
+        for turn in ("mistakes", "reveal", "advise"):
+            for talk, mistake in zip(talks, mistakes, strict=True):
+                talk.append({"role": "user", "content": self._fill(turn, target=mistake.target)})
+            given = self.llm.answers(talks, [1] * len(talks), settings=self.settings, progress=progress)
+            for talk, answers in zip(talks, given, strict=True):
+                talk.append({"role": "assistant", "content": answers[0].text})
+        return talks
+
+    def _open(self, mistake: Mistake) -> Messages:
+        listed = "\n".join(f"{n}. {title}" for n, title in enumerate(mistake.answer, 1))
+        return [
+            {"role": "user", "content": self._fill("question", session="; ".join(mistake.titles))},
+            {"role": "assistant", "content": listed},
+        ]
+
+    def same(self, hint: str, known: Sequence[str], progress: Callable[[int, int], None] | None = None) -> bool | None:
+        """Ask the LLM whether a hint says the same as one of the known ones.
+
+        Returns:
+            Its answer, or None when it is neither 1 nor 0.
+        """
+        listed = "\n".join(f"- {text}" for text in known)
+        prompt = [{"role": "user", "content": self._fill("redundant", hint=hint, known=listed)}]
+        settings = SamplingSettings(8, temperature=0.0, top_p=1.0)
+        answer = self.llm.answers([prompt], [1], settings=settings, progress=progress)[0][0].text
+        found = re.search(r"\b([01]|yes|no)\b", answer.casefold())
+        return None if found is None else found[1] in ("1", "yes")
+
+    def _fill(self, key: str, **slots: object) -> str:
+        return " ".join(self.words[key].split()).format(**self.common, **slots).replace(" | ", "\n")
+
+
+@functools.cache
+def _templates() -> dict[str, dict[str, str]]:
+    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["reflection"]
+
+
+def read_hints(answer: str, limit: int) -> list[str]:
+    """Read hints from the last answer: one per numbered or bulleted line, else one per line or sentence.
+
+    Args:
+        answer: What the LLM wrote.
+        limit: At most this many are taken.
+
+    Returns:
+        Hints without marks and quotes; what comes before a list, and what was cut off behind it, is left out.
+    """
+    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    found = [match["text"] for line in lines if (match := ENTRY.match(line))]
+    if not found:
+        found = [line for line in lines if not PREFACE.search(line)]
+        if len(found) == 1:
+            found = re.split(r"(?<=[.!?])\s+", found[0])
+    return [clean for text in found[:limit] if (clean := " ".join(text.strip().strip("*\"'“”").split()))]
+
+
+def malformed(hint: str) -> bool:
+    """Whether a line is too short or too long to be a hint, or has no letters."""
+    words = re.findall(r"[^\W\d_]+", hint)
+    return not WORDS[0] <= len(words) <= WORDS[1]
+
+
+def leaks(hint: str, target: str) -> bool:
+    """Whether a hint names the target: case, accents, punctuation, article and year do not hide it.
+
+    >>> leaks("Look for films like 'Matrix'.", "The Matrix"), leaks("Prefer alien worlds.", "Aliens")
+    (True, False)
+    """
+    name = normalised(target)
+    return bool(name) and f" {name} " in f" {normalised(hint)} "

@@ -1,0 +1,192 @@
+"""Values of a configuration that are well typed and still make no sense: refused before anything is paid for."""
+
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_rec.errors import UserError
+
+# Keys of all recipes; a recipe without a key is not asked for it.
+CHOICES = {
+    "lists.protocol": ("strict", "kar"),
+    "lists.negatives": ("uniform", "popularity", "retrieved"),
+    "lists.initial_ranker": (None, "popularity", "bpr"),
+    "knowledge.encode": ("answer", "kar", "both"),
+    "knowledge.item_text": ("attributes", "llm"),
+    "reranker.architecture": ("dlcm", "prm", "setrank", "mir"),
+    "reranker.loss": ("default", "bce", "attention", "attention_rank", "list_softmax"),
+    "reward.metric": ("ndcg", "map", "soft"),
+    "reward.convention": ("standard", "kar"),
+    "pairs.rule": ("best_worst", "random"),
+    "policy.loss": ("sigmoid", "sigmoid_norm", "ipo", "hinge", "robust", "sft"),
+    "policy.reference": ("base", "previous"),
+    "policy.schedule": ("linear", "constant"),
+    "evaluation.selection": ("validation", "last", "test_kar"),
+    "llm.quantization": (None, "nf4"),
+    "llm.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "encoder.dtype": ("auto", "float32", "bfloat16", "float16"),
+    "ranking.method": ("likelihood", "generate"),
+    "agent.rewards": ("matrix", "online"),
+    "agent.reward": ("ndcg", "mrr", "soft"),
+    "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
+}
+AT_LEAST = {
+    "lists.history": 1,
+    "lists.real": 1,
+    "lists.size": 2,
+    "pairs.samples": 2,
+    "policy.rounds": 0,
+    "policy.epochs": 1,
+    "policy.batch_size": 1,
+    "policy.accumulate": 1,
+    "policy.lora.r": 1,
+    "llm.batch_size": 1,
+    "llm.max_new_tokens": 1,
+    "encoder.batch_size": 1,
+    "reward.folds": 1,
+    "reward.k": 1,
+    "evaluation.folds": 1,
+    "evaluation.seeds": 1,
+    "reranker.max_epochs": 1,
+    "reranker.batch_size": 1,
+    "prompt.history": 1,
+    "knowledge.item_tokens": 1,
+    "encoder.max_tokens": 8,
+    "reranker.patience": 0,
+    "policy.max_length": 2,
+    "ranking.choose_on": 1,
+    "ranking.history": 1,
+    "ranking.top": 1,
+    "ranking.rotations": 1,
+    "ranking.max_new_tokens": 1,
+    "ranking.batch_tokens": 16,
+    "reflection.sessions": 1,
+    "reflection.error_rank": 1,
+    "reflection.hints": 1,
+    "reflection.max_new_tokens": 1,
+    "reflection.tried": 1,
+    "reflection.others": 0,
+    "reflection.size": 1,
+    "agent.rounds": 1,
+    "agent.epochs": 1,
+    "agent.batch_size": 1,
+    "agent.update_epochs": 1,
+    "agent.minibatches": 1,
+    "agent.samples_per_session": 1,
+    "agent.hidden": 1,
+    "agent.rank": 1,
+    "agent.seeds": 1,
+    "llm.server.concurrency": 1,
+    "llm.server.retries": 0,
+}
+METRIC_NAMES = ("ndcg", "map", "hr", "mrr", "click")
+ABOVE_ZERO = (
+    "policy.lr",
+    "policy.beta",
+    "reranker.lr",
+    "reranker.temperature",
+    "agent.lr",
+    "agent.clip",
+    "agent.max_grad_norm",
+    "agent.reward_scale",
+    "llm.server.timeout",
+)
+SHARES = ("llm.top_p", "reflection.top_p")  # above 0, at most 1
+NOT_BELOW_ZERO = ("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration")
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse values that make no sense.
+
+    Raises:
+        UserError: With the key, what it may be, and what it is.
+    """
+    for key, choices in CHOICES.items():
+        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) not in choices:
+            raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices))
+    for key, least in AT_LEAST.items():
+        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) < least:
+            raise _bad(key, value, f"at least {least}")
+    for key in ABOVE_ZERO:
+        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) <= 0:
+            raise _bad(key, value, "a number above 0")
+    for key in NOT_BELOW_ZERO:
+        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) < 0:
+            raise _bad(key, value, "a number of at least 0")
+    for key in SHARES:
+        if _has(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
+            raise _bad(key, value, "above 0 and at most 1")
+    if cfg.trainer.devices != 1:
+        raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
+    (_check_re2llm if cfg.recipe == "re2llm" else _check_rlrf)(cfg)
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether this recipe has the key, and no part of its path is null."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not OmegaConf.is_dict(node) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _check_rlrf(cfg: DictConfig) -> None:
+    for key in ("evaluation.ks", "evaluation.only_folds"):
+        _numbers(cfg, key, int(key == "evaluation.ks"))
+    if not re.fullmatch(rf"({'|'.join(METRIC_NAMES)})@[1-9]\d*", cfg.reranker.metric):
+        raise _bad("reranker.metric", cfg.reranker.metric, f"one of {', '.join(METRIC_NAMES)} with a cut-off: ndcg@5")
+    if cfg.pairs.max_pairs is not None and cfg.pairs.max_pairs < 1:
+        raise _bad("pairs.max_pairs", cfg.pairs.max_pairs, "at least 1, or null for all")
+    for key in ("evaluation.test", "evaluation.validation"):
+        if not 0 <= OmegaConf.select(cfg, key) < 1:
+            raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")
+    if cfg.evaluation.validation == 0 and cfg.evaluation.selection == "validation":
+        raise _bad("evaluation.validation", 0, "a share above 0, or evaluation.selection=last")
+    if cfg.lists.real > cfg.lists.size:
+        raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
+    unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}
+    if unknown:
+        raise _bad("evaluation.inputs", sorted(unknown)[0], "answer, kar and both")
+    if cfg.llm.temperature == 0:
+        raise _bad("llm.temperature", 0, "a number above 0: equal answers make no preference pair")
+    if cfg.llm.server is not None:
+        raise _bad("llm.server", cfg.llm.server.model, "null: this recipe trains the model in process")
+
+
+def _check_re2llm(cfg: DictConfig) -> None:
+    _numbers(cfg, "evaluation.ks", 1)
+    for key in ("ranking.templates", "ranking.priors", "ranking.lengths"):
+        if not OmegaConf.select(cfg, key):
+            raise _bad(key, [], "one or more values")
+    if cfg.agent.k is not None and cfg.agent.k < 1:
+        raise _bad("agent.k", cfg.agent.k, "at least 1, or null for every rank")
+    if cfg.evaluation.test is not None and cfg.evaluation.test < 1:
+        raise _bad("evaluation.test", cfg.evaluation.test, "at least 1, or null for all test sessions")
+    if not 0 <= cfg.agent.exploration < 1:
+        raise _bad("agent.exploration", cfg.agent.exploration, "a share from 0 up to but not including 1")
+    if cfg.reflection.size < cfg.agent.rounds:
+        raise _bad("reflection.size", cfg.reflection.size, f"at least agent.rounds = {cfg.agent.rounds}")
+    if cfg.ranking.method == "generate":
+        if cfg.agent.reward == "soft":
+            raise _bad("agent.reward", "soft", "ndcg or mrr: a written list has no probabilities")
+        if list(cfg.ranking.priors) != [0.0] or list(cfg.ranking.lengths) != [0.0]:
+            raise _bad("ranking.priors", list(cfg.ranking.priors), "[0.0], and lengths [0.0]: lists are not scored")
+    elif cfg.llm.server is not None:
+        raise _bad("ranking.method", "likelihood", "generate: a server writes lists, it does not score given titles")
+    rows = cfg.evaluation.rows
+    if cfg.agent.rewards == "online" and rows.full_information:
+        raise _bad("evaluation.rows.full_information", True, "false, or agent.rewards=matrix: it needs every reward")
+    if not cfg.evaluation.matrix and rows.oracle:
+        raise _bad("evaluation.rows.oracle", True, "false, or evaluation.matrix=true: it needs every hint's answer")
+
+
+def _numbers(cfg: DictConfig, key: str, least: int) -> None:
+    values = OmegaConf.select(cfg, key)
+    if values is not None and (not values or min(values) < least):
+        raise _bad(key, values, f"one or more numbers of at least {least}")
+
+
+def _bad(key: str, value: Any, allowed: str) -> UserError:
+    return UserError(f"{key}: {value} is not possible", where=f"config key {key}", fix=f"use {allowed}")

@@ -1,0 +1,193 @@
+"""What the LLM is asked about a session, and how its numbered list is read (Re2LLM, METHODS 2.1 to 2.3)."""
+
+import difflib
+import functools
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import yaml
+
+from lit_rec.errors import UserError
+from lit_rec.llm.prompts import TEMPLATES, Messages
+from lit_rec.llm.scoring import Question
+
+CLOSE = 0.88  # titles this alike (difflib's ratio) are taken for the same: a typing slip, not another film
+
+
+@functools.cache
+def _ranking_templates() -> dict[str, dict[str, str]]:
+    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["ranking"]
+
+
+@dataclass(frozen=True)
+class RankingPrompts:
+    """Prompts about sessions with one template.
+
+    Args:
+        items: Items frame: `title` of every item, row 0 padding.
+        noun: What an item is called.
+        verb: What was done with it: "watched", "purchased".
+        template: A name below `ranking:` in templates.yaml.
+        history: At most this many of the session's last items are shown.
+        top: Length of the list that is asked for.
+
+    Raises:
+        UserError: There is no such template.
+    """
+
+    items: pl.DataFrame
+    noun: str
+    verb: str
+    template: str
+    history: int = 20
+    top: int = 10
+
+    def __post_init__(self) -> None:
+        known = _ranking_templates()
+        if self.template not in known:
+            raise UserError(
+                f"there is no ranking template {self.template!r}",
+                where="config key ranking.templates",
+                fix=f"use some of {', '.join(known)}, or add yours to {TEMPLATES.name}",
+            )
+
+    @functools.cached_property
+    def titles(self) -> list[str]:
+        """Title of every item; the id where there is none."""
+        return [title or item for item, title in self.items.select("item_id", "title").rows()]
+
+    @property
+    def shows_candidates(self) -> bool:
+        """Whether the prompt lists the candidates: then their order matters."""
+        return "{candidates}" in "".join(_ranking_templates()[self.template].values())
+
+    def prompt(self, session: Sequence[int], candidates: Sequence[int], hint: str | None = None) -> Messages:
+        """The prompt of a session.
+
+        Args:
+            session: Items in time order.
+            candidates: Items in the order they are shown.
+            hint: A hint from the base, or None.
+        """
+        return self._fill("session", session, candidates, hint)
+
+    def prior(self, candidates: Sequence[int]) -> Messages:
+        """The same question without the session: what the titles alone are worth to the LLM."""
+        return self._fill("empty", (), candidates, None)
+
+    def question(self, prompt: Messages, candidates: Sequence[int]) -> Question:
+        """Ask for the likelihood of the candidates' titles as the answer to a prompt."""
+        words = _ranking_templates()[self.template]
+        return Question(prompt, words["lead"], words["end"], tuple(self.titles[c] for c in candidates))
+
+    def _fill(self, which: str, session: Sequence[int], candidates: Sequence[int], hint: str | None) -> Messages:
+        words = _ranking_templates()[self.template]
+        slots = {
+            "noun": self.noun,
+            "nouns": f"{self.noun}s",
+            "verb": self.verb,
+            "top": self.top,
+            "session": "; ".join(self.titles[i] for i in session[-self.history :]),
+            "candidates": "; ".join(self.titles[c] for c in candidates),
+            "hint": words["hint"].format(hint=hint) if hint else "",
+        }
+        content = words[which].format(**slots)
+        return [{"role": "text" if words.get("kind") == "text" else "user", "content": content}]
+
+
+@dataclass(frozen=True)
+class ParsedRanking:
+    """A ranking read from an answer.
+
+    Attributes:
+        order: Positions of the listed candidates, best first; at most `top`.
+        lines: Lines that looked like entries.
+        unknown: Entries that are no candidate.
+        repeated: Entries that were listed before.
+    """
+
+    order: list[int]
+    lines: int
+    unknown: int
+    repeated: int
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing could be used."""
+        return not self.order
+
+
+ENTRY = re.compile(r"^\s*(?:\d{1,3}\s*[.):\-]+|[-*•–]+|#\d{1,3})\s+(?P<title>.+?)\s*$")
+INLINE = re.compile(r"(?:^|\s)\d{1,3}[.)]\s+")
+
+
+def normalised(title: str) -> str:
+    """A title as it is compared: no case, accents, punctuation, leading article or year.
+
+    >>> normalised('**The Matrix** (1999)') == normalised("Matrix, The")
+    True
+    """
+    text = unicodedata.normalize("NFKD", title.casefold())
+    text = "".join(c for c in text if not unicodedata.combining(c))
+    text = re.sub(r"\(\d{4}\)", " ", text).replace("&", " and ")
+    words = re.sub(r"[\W_]+", " ", text).split()
+    if len(words) > 1:
+        words = words[1:] if words[0] in ("the", "a", "an") else words
+        words = words[:-1] if words[-1] in ("the", "a", "an") and "," in title else words
+    return " ".join(words)
+
+
+def parse_ranking(answer: str, titles: Sequence[str], top: int = 10) -> ParsedRanking:
+    """Read a ranked list of candidates from an LLM's answer.
+
+    Numbered and bulleted lines are entries; where there is none, a list written on one line is cut at its numbers, and
+    else every line that names a candidate counts. Titles are matched exactly first, then without case, punctuation,
+    article and year, then by likeness; two candidates of the same title are listed in turn.
+
+    Args:
+        answer: The answer.
+        titles: The candidates' titles.
+        top: Entries beyond this many candidates are ignored.
+    """
+    names: dict[str, list[int]] = {}
+    for position, title in enumerate(titles):
+        for name in dict.fromkeys((title.strip(), normalised(title))):
+            names.setdefault(name, []).append(position)
+    order: list[int] = []
+    unknown = repeated = 0
+    entries = _entries(answer, names)
+    for entry in entries:
+        if len(order) == top:
+            break
+        found = _match(entry, names)
+        fresh = [p for p in found if p not in order]
+        if fresh:
+            order.append(fresh[0])
+        elif found:
+            repeated += 1
+        else:
+            unknown += 1
+    return ParsedRanking(order, len(entries), unknown, repeated)
+
+
+def _entries(answer: str, names: dict[str, list[int]]) -> list[str]:
+    lines = [line for line in answer.splitlines() if line.strip()]
+    entries = [found["title"] for line in lines if (found := ENTRY.match(line))]
+    if len(entries) < 2:
+        inline = [part for line in lines for part in INLINE.split(line)[1:]]
+        entries = inline if len(inline) > len(entries) else entries
+    return entries or [line for line in lines if _match(line, names)]
+
+
+def _match(entry: str, names: dict[str, list[int]]) -> list[int]:
+    """Candidates an entry means; what follows the title ("Alien - a classic", "Alien (1979): ...") is ignored."""
+    entry = entry.strip().strip("*_\"'“”; ")
+    for text in (entry, *(re.split(separator, entry, maxsplit=1)[0] for separator in (r"\s[-–—]\s", r":\s", r"\s\("))):
+        for name in (text.strip(), normalised(text)):
+            if name in names:
+                return names[name]
+    close = difflib.get_close_matches(normalised(entry), names, n=1, cutoff=CLOSE)
+    return names[close[0]] if close else []

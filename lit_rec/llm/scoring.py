@@ -1,0 +1,297 @@
+"""How likely an LLM finds each candidate's title, given a prompt: what prompts and titles share is computed once.
+
+One session is asked with many hints, so its prompts begin alike: that prefix is computed once. Behind it every prompt
+is one row: the rest of the prompt, then the titles as a tree of tokens (titles that begin alike share those nodes too).
+A tree token sees its ancestors, the rest of its prompt and the prefix, and stands at the position it would have in its
+title alone, so the scores are those of scoring each (prompt + title) on its own.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.prompts import Messages
+from lit_rec.llm.sampler import check_window, common_prefix
+from lit_rec.llm.store import Answer, answer_key
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and the titles whose likelihood is asked for.
+
+    Attributes:
+        prompt: Chat messages; or one message of role "text", which is continued as it stands.
+        lead: What stands between the prompt and a title ("1. ").
+        end: What follows a title, so that "Alien" is not credited with "Aliens"; empty: nothing.
+        titles: The candidates' titles.
+    """
+
+    prompt: Messages
+    lead: str
+    end: str
+    titles: tuple[str, ...]
+
+
+class TitleTree:
+    """The tokens of several titles as a tree; its root, node 0, is the last token of the prompt.
+
+    Attributes:
+        tokens: [nodes] token of each node; leaves are left out, for nothing is asked of them.
+        parent: [nodes] number of the node before it; parents come before children.
+        depth: [nodes] tokens from the root.
+        steps: [steps, 2] (node, token): at `node` the LLM goes on with `token`.
+        paths: For every title the numbers of its steps.
+    """
+
+    def __init__(self, titles: Sequence[Sequence[int]]) -> None:
+        self.tokens, self.parent, self.depth = [-1], [-1], [0]
+        nodes: dict[tuple[int, int], int] = {}
+        steps: dict[tuple[int, int], int] = {}
+        self.paths: list[list[int]] = []
+        for title in titles:
+            node, path = 0, []
+            for place, token in enumerate(title):
+                path.append(steps.setdefault((node, token), len(steps)))
+                if place + 1 == len(title):
+                    break
+                if (node, token) not in nodes:
+                    nodes[node, token] = len(self.tokens)
+                    self.tokens.append(token)
+                    self.parent.append(node)
+                    self.depth.append(self.depth[node] + 1)
+                node = nodes[node, token]
+            self.paths.append(path)
+        self.steps = torch.tensor(list(steps)).reshape(-1, 2)
+        self.sees = torch.eye(len(self.tokens), dtype=torch.bool)  # [nodes, nodes]: itself and its ancestors
+        for node in range(1, len(self.tokens)):
+            self.sees[node] |= self.sees[self.parent[node]]
+
+
+@dataclass
+class _Row:
+    """One question in tokens: `prefix` is what its group shares, `rest` what follows it in the prompt."""
+
+    key: str
+    prefix: tuple[int, ...]
+    rest: list[int]
+    tree: TitleTree
+
+    @property
+    def width(self) -> int:
+        return len(self.rest) + len(self.tree.tokens) - 1
+
+
+class TitleScorer:
+    """Log-likelihoods of candidate titles, from the store where it has them.
+
+    Args:
+        llm: The language model, in process.
+        batch_tokens: Tokens of one forward pass, about.
+    """
+
+    def __init__(self, llm: LanguageModel, *, batch_tokens: int = 4096) -> None:
+        self.llm, self.batch_tokens = llm, batch_tokens
+        self.computed = 0  # tokens the model worked through
+
+    def scores(
+        self, groups: Sequence[Sequence[Question]], *, progress: Callable[[int, int], None] | None = None
+    ) -> list[list[tuple[list[float], list[int]]]]:
+        """Score every title of every question.
+
+        Batches are cut from the whole request, not from what is missing, so that a run that was killed goes on with the
+        same batches as an undisturbed one.
+
+        Args:
+            groups: Questions that begin alike belong into one group (a session with its hints).
+            progress: Called with (questions, tokens computed) after each batch; stored questions come with 0 tokens.
+
+        Returns:
+            For every group and question: the natural log-likelihood of each title, and its length in tokens.
+        """
+        name, store = f"{self.llm.fingerprint}/{self.llm.adapter}", self.llm.store
+        keys = [[question_key(name, q) for q in group] for group in groups]
+        lacking = sum(key not in store for row in keys for key in row)
+        if progress is not None:
+            progress(sum(map(len, keys)) - lacking, 0)
+        if lacking:
+            training = self.llm.model.training
+            self.llm.model.eval()
+            with self.llm.for_sampling(), torch.inference_mode():
+                for batch in _batches(groups, self.batch_tokens):
+                    self._work(groups, keys, batch, progress)
+            self.llm.model.train(training)
+        return [[_read(store[key]) for key in row] for row in keys]
+
+    def _work(
+        self,
+        groups: Sequence[Sequence[Question]],
+        keys: list[list[str]],
+        batch: list[tuple[int, int]],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Score what the store lacks of a batch, and put it there as one line."""
+        rows: dict[str, _Row] = {}
+        for g in sorted({g for g, _ in batch}):
+            todo = [i for h, i in batch if h == g and keys[g][i] not in self.llm.store]
+            prompts = [self._prompt(groups[g][i]) for i in todo]
+            shared = common_prefix(prompts) if prompts else 0
+            for i, prompt in zip(todo, prompts, strict=True):
+                q = groups[g][i]
+                rows[keys[g][i]] = _Row(
+                    keys[g][i], tuple(prompt[:shared]), prompt[shared:], self._tree(q.titles, q.lead, q.end)
+                )
+        if not rows:
+            return
+        before = self.computed
+        found = self._forward(list(rows.values()))
+        self.llm.store.add(found.items())
+        if progress is not None:
+            progress(len(found), self.computed - before)
+
+    def _prompt(self, q: Question) -> list[int]:
+        """Token ids up to where a title begins."""
+        tokenizer = self.llm.tokenizer
+        if q.prompt[0]["role"] == "text":
+            ids = list(tokenizer(q.prompt[0]["content"])["input_ids"])
+        else:
+            ids = list(self.llm.tokenize(q.prompt))
+        lead = q.lead.rstrip(" ")  # a blank belongs to the title's first token
+        return ids + (list(tokenizer(lead, add_special_tokens=False)["input_ids"]) if lead else [])
+
+    @functools.lru_cache(maxsize=512)  # noqa: B019 - one scorer lives as long as its run
+    def _tree(self, titles: tuple[str, ...], lead: str, end: str) -> TitleTree:
+        gap = " " if lead.endswith(" ") else ""
+        tokenizer = self.llm.tokenizer
+        ids = tokenizer([f"{gap}{title}" for title in titles], add_special_tokens=False)["input_ids"]
+        stop = tokenizer(end, add_special_tokens=False)["input_ids"][:1] if end else []
+        return TitleTree([[*title, *stop] for title in ids])
+
+    def _forward(self, rows: list[_Row]) -> dict[str, Answer]:
+        """Score the rows of a batch."""
+        model, device = self.llm.model, self.llm.model.device
+        shared = list(dict.fromkeys(row.prefix for row in rows))
+        cache, past = self._prefill(shared)
+        owner = torch.tensor([shared.index(row.prefix) for row in rows], device=device)
+        if cache is not None:
+            cache.batch_select_indices(owner)
+        ids, position, sees, heads = _collate(rows)
+        mask = torch.cat([past[owner][:, None, :].expand(-1, ids.shape[1], -1), sees.to(device)], dim=2)
+        check_window(model.config, mask.shape[2])
+
+        def pick(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            """Let the head work on the positions that are asked for alone."""
+            return (args[0][heads[0].to(device), heads[1].to(device)][None],)
+
+        hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            logits = model(
+                ids.to(device),
+                attention_mask=mask[:, None],
+                position_ids=position.to(device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).logits[0]
+        finally:
+            hook.remove()
+        self.computed += sum(row.width for row in rows) + sum(map(len, shared))
+        steps = [row.tree.steps for row in rows]
+        first = torch.tensor([0, *(len(row.tree.tokens) for row in rows)]).cumsum(0)
+        node = torch.cat([s[:, 0] + first[r] for r, s in enumerate(steps)]).to(device)
+        token = torch.cat([s[:, 1] for s in steps]).to(device)
+        logits = logits.float()
+        logps = (logits[node, token] - logits.logsumexp(-1)[node]).cpu().split([len(s) for s in steps])
+        return {
+            row.key: Answer(_written(row.tree, values.tolist()), row.width, "scores")
+            for row, values in zip(rows, logps, strict=True)
+        }
+
+    def _prefill(self, prefixes: list[tuple[int, ...]]) -> tuple[DynamicCache | None, Tensor]:
+        """Keys and values of every prefix, left-padded, and which of them are real [prefixes, length]."""
+        width, device = max(map(len, prefixes)), self.llm.model.device
+        real = torch.tensor([[False] * (width - len(p)) + [True] * len(p) for p in prefixes], device=device)
+        if width == 0:
+            return None, real.reshape(len(prefixes), 0).bool()
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prefixes], device=device)
+        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        # A padded query sees nothing; let it see itself, so that its softmax is defined. Nobody reads it.
+        mask = (real[:, None, :] & causal) | torch.eye(width, dtype=torch.bool, device=device)
+        cache = DynamicCache()
+        self.llm.model(
+            ids,
+            attention_mask=mask[:, None],
+            position_ids=(real.long().cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cache, real
+
+
+def question_key(model: str, q: Question) -> str:
+    """The content key of a question's scores."""
+    return answer_key(model, q.prompt, {"score": q.titles, "lead": q.lead, "end": q.end}, 0)
+
+
+def _written(tree: TitleTree, steps: list[float]) -> str:
+    """[log-likelihoods, tokens] of the titles as JSON; seven digits, so that a stored score equals a fresh one."""
+    sums = [float(f"{sum(steps[s] for s in path):.7g}") for path in tree.paths]
+    return json.dumps([sums, [len(path) for path in tree.paths]], separators=(",", ":"))
+
+
+def _read(answer: Answer) -> tuple[list[float], list[int]]:
+    logps, tokens = json.loads(answer.text)
+    return logps, tokens
+
+
+def _batches(groups: Sequence[Sequence[Question]], tokens: int) -> Iterator[list[tuple[int, int]]]:
+    """(group, question) pairs of every batch, of about as many tokens; questions of one group stand together."""
+    batch: list[tuple[int, int]] = []
+    size = 0
+    for g, group in enumerate(groups):
+        prefix = len(commonprefix([_text(q) for q in group]))
+        for i, q in enumerate(group):
+            cost = (len(_text(q)) - prefix + sum(map(len, q.titles))) // 4 + (prefix // 4 if i == 0 else 0)
+            if batch and size + cost > tokens:
+                yield batch
+                batch, size = [], prefix // 4 if i else 0
+            batch.append((g, i))
+            size += cost
+    if batch:
+        yield batch
+
+
+def _text(q: Question) -> str:
+    return "\n".join(message["content"] for message in q.prompt)
+
+
+def _collate(rows: Sequence[_Row]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Pad rows of (rest of the prompt, tree without its root) on the right.
+
+    Returns:
+        ids [R, W]; positions [R, W]; sees [R, W, W] bool; (row, column) of every tree node, the root being the last
+        token of the prompt.
+    """
+    width = max(row.width for row in rows)
+    ids, position = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    head_rows, head_columns = [], []
+    for r, row in enumerate(rows):
+        n, tree, start = len(row.rest), row.tree, len(row.prefix)
+        ids[r, : row.width] = torch.tensor([*row.rest, *tree.tokens[1:]])
+        position[r, : row.width] = torch.tensor(
+            [*range(start, start + n), *(start + n - 1 + depth for depth in tree.depth[1:])]
+        )
+        sees[r, :n, :n] = torch.ones(n, n, dtype=torch.bool).tril()
+        sees[r, n : row.width, :n] = True
+        sees[r, n : row.width, n : row.width] = tree.sees[1:, 1:]
+        head_rows.append(torch.full((len(tree.tokens),), r))
+        head_columns.append(torch.arange(n - 1, n - 1 + len(tree.tokens)))
+    return ids, position, sees, (torch.cat(head_rows), torch.cat(head_columns))

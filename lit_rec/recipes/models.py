@@ -1,0 +1,79 @@
+"""The models of a run, whatever its recipe: the answer store, the language model and the text encoder."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from lit_rec.config import instantiate
+from lit_rec.errors import UserError
+from lit_rec.knowledge.encoder import TextEncoder
+from lit_rec.llm.loading import fingerprint, local_source
+from lit_rec.llm.store import AnswerStore
+from lit_rec.run.folder import RunFolder
+
+
+def pick_device(accelerator: str) -> str:
+    """The torch device a Lightning accelerator name means.
+
+    Raises:
+        UserError: A GPU was asked for and there is none.
+    """
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "a GPU was asked for and there is none",
+            where="config key trainer.accelerator",
+            why="torch.cuda.is_available() is false: no NVIDIA device, no driver, or a CPU build of torch",
+            fix="use trainer.accelerator=auto (or cpu), or install a CUDA build of torch",
+        )
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise UserError(
+            f"trainer.accelerator: {accelerator} is not possible",
+            where="config key trainer.accelerator",
+            fix="use auto, cpu or gpu",
+        )
+    return "cuda:0" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def extra_callbacks(cfg: DictConfig) -> list[Any]:
+    """The callbacks a user has named in the configuration, built anew."""
+    return [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
+
+
+class Models:
+    """Device, store and encoder; each part is made when it is first needed.
+
+    Args:
+        cfg: The whole configuration.
+        run: The run folder.
+    """
+
+    def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
+        self.cfg, self.run = cfg, run
+        torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
+        self.cache = Path(cfg.run.cache).expanduser() if cfg.run.cache else None
+        self.device = pick_device(cfg.trainer.accelerator)
+        self.accelerator = "gpu" if self.device.startswith("cuda") else "cpu"
+        self.store = AnswerStore(Path(cfg.run.answers).expanduser())
+
+    @cached_property
+    def encoder_key(self) -> dict[str, Any]:
+        """Identity of the text encoder."""
+        e = self.cfg.encoder
+        source = local_source(e, "encoder", self.cache)
+        return {"model": fingerprint(source, e.revision, "encoder"), "max_tokens": e.max_tokens, "dtype": e.dtype}
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder."""
+        e = self.cfg.encoder
+        return TextEncoder(
+            local_source(e, "encoder", self.cache),
+            device=self.device,
+            dtype=e.dtype,
+            batch_size=e.batch_size,
+            max_tokens=e.max_tokens,
+            revision=e.revision,
+        )

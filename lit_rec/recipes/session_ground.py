@@ -1,0 +1,218 @@
+"""What the Re2LLM recipe stands on: sessions, the frozen LLM as their ranker, embeddings, and the run folder."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_rec.config import instantiate, plain
+from lit_rec.data.session_sets import SessionData
+from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.prompts import item_text
+from lit_rec.llm.ranker import Measure, SessionRanker
+from lit_rec.llm.ranking import RankingPrompts
+from lit_rec.llm.sampler import SamplingSettings
+from lit_rec.llm.server import ServerModel
+from lit_rec.metrics.sessions import rank_metrics, target_ranks
+from lit_rec.recipes.models import Models
+from lit_rec.run.progress import step
+from lit_rec.schema import LoraConfig
+
+
+class SessionGround(Models):
+    """Sessions, ranker and embeddings of a run; each part is made when it is first needed."""
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _source(self) -> Any:
+        return instantiate(self.cfg.data, "data")
+
+    @cached_property
+    def data(self) -> SessionData:
+        """The sessions."""
+        return self._source.load()
+
+    def keep_sessions(self) -> Path:
+        """The sessions as a stage that others depend on."""
+
+        def build(work: Path) -> dict[str, Any]:
+            data, splits = self.data, self.data.splits
+            data.lists.save(work / "lists")
+            parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+            save_file({k: v.contiguous() for k, v in parts.items()}, work / "parts.safetensors")
+            data.items.with_row_index("row").write_parquet(work / "items.parquet")
+            return data.report
+
+        return self.run.run_stage("sessions", build, key={"data": self._source.describe()})
+
+    @cached_property
+    def test(self) -> Tensor:
+        """The test sessions, or a sample of them."""
+        test, wanted = self.data.splits.test, self.cfg.evaluation.test
+        if wanted is None or wanted >= len(test):
+            return test
+        drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(self.cfg.seed))[:wanted]
+        return test[drawn].sort().values
+
+    def part(self, split: str) -> Tensor:
+        """Session numbers of "train", "validation" or "test"."""
+        return self.test if split == "test" else getattr(self.data.splits, split)
+
+    def titles(self, session: int) -> list[str]:
+        """Titles of a session, its target left out."""
+        items = self.data.lists.history_items[session]
+        return [self.title(i) for i in items[items > 0].tolist()]
+
+    def title(self, item: int) -> str:
+        """Title of an item; its id where there is none."""
+        return self.data.items["title"][item] or self.data.items["item_id"][item]
+
+    def target(self, session: int) -> int:
+        """The item that came next."""
+        lists = self.data.lists
+        return int(lists.items[session][int(lists.labels[session].argmax())])
+
+    # --- the LLM ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def llm(self) -> LanguageModel | ServerModel:
+        """The frozen LLM: in process, or behind a server."""
+        c, s = self.cfg.llm, self.cfg.llm.server
+        if s is None:
+            return LanguageModel(c, LoraConfig(), self.store, device=self.device, seed=self.cfg.seed, cache=self.cache)
+        server = ServerModel(
+            s.model,
+            list(s.urls),
+            self.store,
+            settings=SamplingSettings(c.max_new_tokens, c.temperature, c.top_p),
+            seed=self.cfg.seed,
+            api_key_env=s.key_env,
+            concurrency=s.concurrency,
+            timeout=s.timeout,
+            max_retries=s.retries,
+            batch_size=c.batch_size,
+            revision=s.revision,
+        )
+        server.check()
+        return server
+
+    @cached_property
+    def llm_key(self) -> dict[str, Any]:
+        """Identity of the LLM; how many answers are under way at a time changes nothing."""
+        free = ("batch_size", "server")
+        key = {k: v for k, v in plain(self.cfg.llm).items() if k not in free}
+        server = self.cfg.llm.server
+        return key | {"server": None if server is None else [server.model, server.revision]}
+
+    def _ranker(self, template: str, measure: Measure) -> SessionRanker:
+        r = self.cfg.ranking
+        prompts = RankingPrompts(
+            self.data.items, self.data.item_noun, self.data.verb, template, history=r.history, top=r.top
+        )
+        return SessionRanker(
+            self.data,
+            prompts,
+            self.llm,
+            method=r.method,
+            measure=measure,
+            rotations=r.rotations,
+            seed=self.cfg.seed,
+            max_new_tokens=r.max_new_tokens,
+            batch_tokens=r.batch_tokens,
+        )
+
+    @cached_property
+    def ranker(self) -> SessionRanker:
+        """The ranker of the whole run: template and measure as chosen on validation sessions."""
+        chosen = next(line for line in self.scoring if line["chosen"])
+        return self._ranker(chosen["template"], Measure(chosen["prior"], chosen["length"]))
+
+    @cached_property
+    def scoring(self) -> list[dict[str, Any]]:
+        """Every template with every measure, on validation sessions without a hint; one is chosen (METHODS 2.6).
+
+        Returns:
+            template, prior, length, ndcg (uncut), ndcg@10, hr@10, sessions, chosen.
+        """
+        r = self.cfg.ranking
+        grid = len(r.templates) * len(r.priors) * len(r.lengths)
+
+        def build(work: Path) -> dict[str, Any]:
+            sessions = self.data.splits.validation[: r.choose_on] if grid > 1 else torch.zeros(0, dtype=torch.long)
+            lines = [line for template in r.templates for line in self._try_template(template, sessions)]
+            best = max(range(len(lines)), key=lambda n: (lines[n]["ndcg"], -n))
+            for n, line in enumerate(lines):
+                line["chosen"] = n == best
+            (work / "scoring.json").write_text(json.dumps(lines, indent=1))
+            return {"tried": grid, "sessions": len(sessions), "chosen": lines[best]["template"]}
+
+        key = {"ranking": {k: v for k, v in plain(r).items() if k != "batch_tokens"}, "llm": self.llm_key}
+        self.keep_sessions()
+        folder = self.run.run_stage("scoring", build, key=key | {"seed": self.cfg.seed}, after=("sessions",))
+        return json.loads((folder / "scoring.json").read_text())
+
+    def _try_template(self, template: str, sessions: Tensor) -> list[dict[str, Any]]:
+        r = self.cfg.ranking
+        ranker = self._ranker(template, Measure())
+        measures = [Measure(prior, length) for prior in r.priors for length in r.lengths]
+        common: dict[str, Any] = {"template": template, "sessions": len(sessions)}
+        if not len(sessions):
+            return [{**common, "prior": m.prior, "length": m.length, "ndcg": 0.0} for m in measures]
+        candidates = self.data.lists.items[sessions]
+        target = torch.tensor([self.target(s) for s in sessions.tolist()])
+        scored: list[Tensor] = []
+        with step(f"ranking validation sessions with {template}", len(sessions), "questions") as progress:
+            if r.method == "generate":
+                scored = [torch.cat(ranker.scores(sessions, [[None]] * len(sessions), progress))]
+            else:
+                raw = ranker.likelihoods(sessions, [[None]] * len(sessions), progress)
+                prior = ranker.prior(sessions) if any(r.priors) else torch.zeros(candidates.shape)
+                logps = torch.stack([one[0] for one, _ in raw])
+                tokens = torch.stack([length for _, length in raw])
+                scored = [m.scores(logps, tokens, prior) for m in measures]
+        lines = []
+        for measure, scores in zip(measures, scored, strict=True):
+            ranks = target_ranks(scores, candidates, target, seed=self.cfg.seed)
+            found = rank_metrics(ranks, [10], ranker.size)
+            ndcg = float((1 / torch.log2(ranks.double() + 1)).mean())
+            means = {k: round(float(found[k].mean()), 5) for k in ("ndcg@10", "hr@10")}
+            lines.append({**common, "prior": measure.prior, "length": measure.length, "ndcg": round(ndcg, 6), **means})
+        return lines
+
+    # --- embeddings ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def states(self) -> Tensor:
+        """[S, d] state of every session: the mean embedding of its items' texts."""
+
+        def build(work: Path) -> dict[str, Any]:
+            history = self.data.lists.history_items
+            items = history[history > 0].unique()
+            texts = [item_text(self.data.items, self.data.item_attributes, i) for i in items.tolist()]
+            with step("encoding items of the sessions", len(texts), "texts") as progress:
+                vectors = self.encoder.encode(texts, progress=progress)
+            known = torch.zeros(len(self.data.items), vectors.shape[1])
+            known[items] = vectors
+            real = (history > 0).float()
+            states = torch.stack([(known[row] * m[:, None]).sum(0) for row, m in zip(history, real, strict=True)])
+            save_file({"states": states / real.sum(1, keepdim=True).clamp(min=1)}, work / "states.safetensors")
+            return {"items": len(texts)}
+
+        self.keep_sessions()
+        folder = self.run.run_stage("states", build, key={"encoder": self.encoder_key}, after=("sessions",))
+        return load_file(folder / "states.safetensors")["states"]
+
+    def frame(self, name: str, split: str, sessions: Tensor, metrics: dict[str, Tensor], seed: int = 0) -> pl.DataFrame:
+        """Per-session metrics of a row of the result table."""
+        about = {"row": name, "reranker": self.cfg.llm.name, "seed": seed, "fold": 0, "split": split}
+        columns = {f"{metric}|standard": values.float().numpy() for metric, values in metrics.items()}
+        table = pl.DataFrame({"user": sessions.numpy(), "list": sessions.numpy(), **columns})
+        return table.select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]).with_columns(
+            pl.col("seed", "fold").cast(pl.Int64)
+        )
