@@ -1,6 +1,7 @@
 """Between rounds of the hint agent: reflect on what it still gets wrong, and give it the new hints (Re2LLM)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import lightning as L
 import torch
 
 from callbacks.rounds import RoundCallback, RoundHooks
-from lit_rec.agent.ppo import PPOAgent
+from lit_rec.agent.ppo import HintAgent, PPOAgent
+from lit_rec.agent.training import KeepHistory
 
 
 class ReflectionRounds(RoundHooks):
@@ -20,22 +22,30 @@ class ReflectionRounds(RoundHooks):
         policy.environment = loop.environment(number)
         vectors = loop.vectors(number)
         policy.set_hints(vectors, torch.ones(len(vectors), dtype=torch.bool))
+        log_hints(loop, number)
 
     def end_round(self, trainer: L.Trainer, policy: PPOAgent, rounds: RoundCallback, number: int) -> None:
         """Keep the policy of the best epoch and the curves so far."""
-
-        def build(work: Path) -> dict[str, Any]:
-            policy.best_policy().save(work)
-            (work / "curves.json").write_text(json.dumps(curves_of(trainer)))
-            return {"validation reward": policy.best_value, "epoch": policy.best_epoch}
-
+        history = next(c.history for c in trainer.callbacks if isinstance(c, KeepHistory))  # type: ignore[attr-defined]
         rounds.loop.environment(number)  # visits the stages this agent was made from
-        rounds.loop.keep_agent(f"round_{number}/agent", number, build)
+        rounds.loop.keep_agent(f"round_{number}/agent", number, lambda work: write_agent(work, policy, history))
 
 
-def curves_of(trainer: L.Trainer) -> list[dict[str, float]]:
-    """The epochs so far, as `lit_rec.agent.training.KeepHistory` noted them."""
-    from lit_rec.agent.training import KeepHistory
+def write_agent(work: Path, agent: HintAgent, history: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Write the policy of the best epoch and the curves; returns what the manifest says of them."""
+    agent.best_policy().save(work)
+    (work / "curves.json").write_text(json.dumps(history))
+    measured = agent.best_epoch >= 0
+    return {"validation reward": agent.best_value, "epoch": agent.best_epoch} if measured else {}
 
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((c.history for c in callbacks if isinstance(c, KeepHistory)), [])
+
+def log_hints(loop: Any, number: int) -> None:
+    """Send a round's hints, their gains and fates to TensorBoard."""
+    board = loop.board("ppo").experiment
+    hints = [hint for hint in loop.base(number).hints if hint.round == number]
+    kept = [hint for hint in hints if hint.fate == "kept"]
+    lines = [f"1. {hint.text} (gain {hint.gain_others or 0:+.4f} on {hint.others} other sessions)" for hint in kept]
+    board.add_text("hints/kept", "\n".join(lines), number)
+    board.add_scalar("hints/written", len(hints), number)
+    board.add_scalar("hints/kept", len(kept), number)
+    board.flush()

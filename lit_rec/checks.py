@@ -103,26 +103,26 @@ def check(cfg: DictConfig) -> None:
         UserError: With the key, what it may be, and what it is.
     """
     for key, choices in CHOICES.items():
-        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) not in choices:
+        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) not in choices:
             raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices))
     for key, least in AT_LEAST.items():
-        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) < least:
+        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) < least:
             raise _bad(key, value, f"at least {least}")
     for key in ABOVE_ZERO:
-        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) <= 0:
+        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) <= 0:
             raise _bad(key, value, "a number above 0")
     for key in NOT_BELOW_ZERO:
-        if _has(cfg, key) and (value := OmegaConf.select(cfg, key)) < 0:
+        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) < 0:
             raise _bad(key, value, "a number of at least 0")
     for key in SHARES:
-        if _has(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
+        if has_key(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
             raise _bad(key, value, "above 0 and at most 1")
     if cfg.trainer.devices != 1:
         raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
     (_check_re2llm if cfg.recipe == "re2llm" else _check_rlrf)(cfg)
 
 
-def _has(cfg: DictConfig, key: str) -> bool:
+def has_key(cfg: DictConfig, key: str) -> bool:
     """Whether this recipe has the key, and no part of its path is null."""
     node: Any = cfg
     for part in key.split("."):
@@ -160,6 +160,11 @@ def _check_re2llm(cfg: DictConfig) -> None:
     for key in ("ranking.templates", "ranking.priors", "ranking.lengths"):
         if not OmegaConf.select(cfg, key):
             raise _bad(key, [], "one or more values")
+    shortlist = cfg.ranking.shortlist
+    if shortlist is not None and shortlist < 2:
+        raise _bad("ranking.shortlist", shortlist, "at least 2, or null for all candidates")
+    if shortlist is not None and (cfg.agent.reward == "soft" or cfg.ranking.method == "generate"):
+        raise _bad("ranking.shortlist", shortlist, "null: a part of the candidates has no soft reward, and no list")
     if cfg.agent.k is not None and cfg.agent.k < 1:
         raise _bad("agent.k", cfg.agent.k, "at least 1, or null for every rank")
     if cfg.evaluation.test is not None and cfg.evaluation.test < 1:

@@ -248,6 +248,8 @@ class RankingConfig:
     choose_on: int = 100
     history: int = 10  # at most this many of the session's last items are shown
     top: int = 10  # length of the list
+    # likelihood: with a hint only so many candidates are scored again, the best without it; null: all of them
+    shortlist: int | None = None
     rotations: int = 1  # orders of the candidates that scores are averaged over, where the prompt shows them
     max_new_tokens: int = 200  # generate: longest list
     batch_tokens: int = 4096  # likelihood: tokens of a forward pass, about

@@ -1,13 +1,14 @@
 """Configurations: the shipped ones compose, and every mistake is told with its cure."""
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, check
+from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, check, has_key
 from lit_rec.config import configs_dir, instantiate, load_config
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import local_source
@@ -21,8 +22,13 @@ NEEDS = {
     "llm=hub": ["llm.hub=owner/name"],
     "encoder=hub": ["encoder.hub=owner/name"],
     "data=atomic": ["data.root=/x", "data.name=y"],
+    "llm=server": ["llm.server.model=m", "llm.server.urls=[http://localhost/v1]"],
     "data=amazon_books": ["data.root=/x"],
+    "data=amazon_games_sessions": ["data.reader.root=/x"],
+    "data=session_files": ["data.root=/x"],
+    "data=hetrec_session_files": ["data.root=/x"],
 }
+QUICKSTARTS = {"rlrf": "quickstart.yaml", "re2llm": "quickstart_re2llm.yaml"}
 MINIMAL = "defaults: [rlrf_schema, _self_]\nname: mine\nllm: {name: a, hub: b/c}\nencoder: {name: a, hub: b/c}\n"
 
 
@@ -42,8 +48,9 @@ def write(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_shipped_experiments_compose(name: str) -> None:
-    overrides = ["data.root=/x"] if "amazon" in name else []
-    cfg = load(name, *overrides)
+    group = re.search(r"data: (\w+)", (configs_dir() / name).read_text())
+    assert group
+    cfg = load(name, *NEEDS.get(f"data={group[1]}", []))
     assert cfg.name
     assert cfg.run.answers == f"{cfg.run.dir}/answers"
     assert cfg.data._target_.startswith("lit_rec.data.")
@@ -57,13 +64,17 @@ def test_every_choice_of_every_group_composes() -> None:
         *itertools.product(*groups[:2], groups[2][:1]),
         *itertools.product(*(g[:1] for g in groups[:2]), groups[2]),
     ]:
+        if "llm=server" in chosen:
+            continue  # not for the recipe that trains the model
         more = [o for c in chosen for o in NEEDS.get(c, [])]
         cfg = load("quickstart.yaml", *chosen, *more)
         assert cfg.reranker.architecture == chosen[2].split("=")[1]
         for part in ("llm", "encoder"):
             assert (cfg[part].hub is None) != (cfg[part].wheel is None), chosen
     for chosen in choices("data"):
-        assert load("quickstart.yaml", chosen, *NEEDS.get(chosen, [])).data._target_
+        experiment = QUICKSTARTS["re2llm" if "session" in chosen else "rlrf"]
+        cfg = load(experiment, chosen, *NEEDS.get(chosen, []))
+        assert "session" in cfg.data._target_ or cfg.recipe == "rlrf"
 
 
 def test_groups_replace_one_another_whole() -> None:
@@ -164,9 +175,27 @@ def changed(cfg: Any, key: str, value: Any) -> Any:
     return cfg
 
 
-def test_choice_lists_refuse_and_name_their_values() -> None:
-    cfg = load("quickstart.yaml")
+@pytest.fixture(scope="module")
+def recipes() -> dict[str, Any]:
+    """Both recipes with every part that may be null."""
+    generate = [*NEEDS["llm=server"], "ranking.method=generate", "ranking.templates=[list_v1]", "ranking.lengths=[0.0]"]
+    return {
+        "rlrf": load(QUICKSTARTS["rlrf"]),
+        "re2llm": load(QUICKSTARTS["re2llm"], "ranking.shortlist=null", "evaluation.rows.full_information=false"),
+        "server": load(QUICKSTARTS["re2llm"], "llm=server", *generate, "ranking.shortlist=null"),
+    }
+
+
+def having(recipes: dict[str, Any], key: str) -> Any:
+    """A configuration that has this key."""
+    return next(cfg for cfg in recipes.values() if has_key(cfg, key))
+
+
+def test_choice_lists_refuse_and_name_their_values(recipes: dict[str, Any]) -> None:
     for key, allowed in CHOICES.items():
+        cfg = having(recipes, key)
+        if key == "ranking.method":
+            cfg = changed(cfg, "ranking.lengths", [0.0])
         with pytest.raises(UserError, match="nonsense") as caught:
             check(changed(cfg, key, "nonsense"))
         assert caught.value.where == f"config key {key}"
@@ -183,9 +212,9 @@ def test_names_are_those_of_the_code() -> None:
     assert METRIC_NAMES == METRICS
 
 
-def test_least_values() -> None:
-    cfg = load("quickstart.yaml")
+def test_least_values(recipes: dict[str, Any]) -> None:
     for key, least in AT_LEAST.items():
+        cfg = having(recipes, key)
         with pytest.raises(UserError, match=f"{key}: {least - 1}") as caught:
             check(changed(cfg, key, least - 1))
         assert f"at least {least}" in caught.value.fix
@@ -222,6 +251,41 @@ def test_impossible_values(override: str) -> None:
     with pytest.raises(UserError, match=key) as caught:
         load("quickstart.yaml", override)
     assert key in caught.value.where
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "ranking.templates=[]",
+        "ranking.shortlist=1",
+        "agent.reward=soft",
+        "agent.k=0",
+        "agent.exploration=1",
+        "agent.lr=0",
+        "agent.clip=0",
+        "reflection.top_p=0",
+        "reflection.temperature=-1",
+        "reflection.size=0",
+        "evaluation.test=0",
+        "evaluation.ks=[0]",
+        "ranking.method=generate",
+        "agent.rewards=online",
+        "evaluation.matrix=false",
+        "trainer.devices=2",
+    ],
+)
+def test_impossible_values_of_the_session_recipe(override: str) -> None:
+    with pytest.raises(UserError, match="is not possible") as caught:
+        load(QUICKSTARTS["re2llm"], override)
+    assert caught.value.where.startswith("config key ")
+    assert caught.value.fix.startswith("use ")
+
+
+def test_a_server_is_refused_where_the_model_is_trained() -> None:
+    with pytest.raises(UserError, match="llm.server"):
+        load(QUICKSTARTS["rlrf"], "llm=server", *NEEDS["llm=server"])
+    with pytest.raises(UserError, match=r"ranking\.method: likelihood"):
+        load(QUICKSTARTS["re2llm"], "llm=server", *NEEDS["llm=server"])
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

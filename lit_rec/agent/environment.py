@@ -55,12 +55,12 @@ class MatrixEnvironment:
                 fix="Subtract each session's value without a hint.",
             )
         self._matrix = matrix
-        self._row = torch.full((int(sessions.max()) + 1 if len(sessions) else 0,), -1, dtype=torch.int64)
+        self._row = torch.full((max(sessions.tolist(), default=0) + 1,), -1, dtype=torch.int64)
         self._row[sessions] = torch.arange(len(sessions))
 
     def _rows(self, sessions: Tensor) -> Tensor:
         known = (sessions >= 0) & (sessions < len(self._row))
-        rows = torch.where(known, self._row[sessions.clamp(0, max(len(self._row) - 1, 0))], -1)
+        rows = torch.where(known, self._row[sessions.clamp(0, len(self._row) - 1)], -1)
         if (rows < 0).any():
             raise KeyError(f"session {int(sessions[rows < 0][0])} has no rewards")
         return rows

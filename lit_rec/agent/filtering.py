@@ -32,7 +32,7 @@ class FilterSettings:
 
 
 def written(
-    mistakes: Sequence[Mistake], talks: Sequence[Messages], *, number: int, first_id: int, limit: int
+    mistakes: Sequence[Mistake], talks: Sequence[Messages], *, number: int, first_id: int, limit: int, example: str = ""
 ) -> list[Hint]:
     """The hints of some conversations, with the fate of those that can be refused at sight.
 
@@ -42,6 +42,7 @@ def written(
         number: Of the round.
         first_id: Id of the first hint.
         limit: Hints per conversation.
+        example: The hint that the conversation shows as an example; copies of it are nothing the LLM found out.
     """
     found: list[Hint] = []
     seen: set[str] = set()
@@ -52,9 +53,12 @@ def written(
                 hint.fate = "malformed"
             elif leaks(text, mistake.target):
                 hint.fate = "leaks the target"
+            elif text.casefold().rstrip(".") == example.casefold().rstrip(".") != "":
+                hint.fate = "copied from the prompt"
             elif text.casefold() in seen:
                 hint.fate = "repeated"
-            seen.add(text.casefold())
+            else:  # what leaks here may be a good hint where it was written again
+                seen.add(text.casefold())
             found.append(hint)
     return found
 

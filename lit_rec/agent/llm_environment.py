@@ -60,17 +60,39 @@ class HintEnvironment:
         return ranks, torch.tensor([[logp for _, logp in row] for row in found], dtype=torch.float64)
 
     def _work(self, wanted: list[tuple[int, list[str | None]]]) -> None:
+        if self.ranker.shortlist is not None:
+            self._rank([(s, [None]) for s, tried in wanted if (s, None) not in self._known])
+            wanted = self._within_reach(wanted)
+        self._rank(wanted)
+
+    def _within_reach(self, wanted: list[tuple[int, list[str | None]]]) -> list[tuple[int, list[str | None]]]:
+        """What is left to ask: no hint moves a target that is off the shortlist."""
+        sessions = torch.tensor([s for s, _ in wanted])
+        targets = self.ranker.data.lists.labels[sessions].argmax(1, keepdim=True)
+        within = self.ranker.shortlisted(sessions).gather(1, targets).squeeze(1).tolist()
+        left: list[tuple[int, list[str | None]]] = []
+        for (s, tried), reached in zip(wanted, within, strict=True):
+            hints = [hint for hint in tried if hint is not None]
+            if reached:
+                left.append((s, [*hints]))
+                continue
+            self._known.update(((s, hint), self._known[s, None]) for hint in hints)
+            if self.progress is not None:
+                self.progress(len(hints), 0)
+        return [(s, hints) for s, hints in left if hints]
+
+    def _rank(self, wanted: list[tuple[int, list[str | None]]]) -> None:
+        if not wanted:
+            return
         lists = self.ranker.data.lists
         sessions = torch.tensor([s for s, _ in wanted])
         scores = self.ranker.scores(sessions, [tried for _, tried in wanted], self.progress)
         for (s, tried), rows in zip(wanted, scores, strict=True):
-            candidates = lists.items[s].expand(len(tried), -1)
-            target = candidates[0][int(lists.labels[s].argmax())]
+            column = int(lists.labels[s].argmax())
+            candidates, target = lists.items[s][None], lists.items[s][column][None]
             # One seed per session: the same order among equals with every hint, so that ties make no gain.
-            ranks = torch.cat(
-                [target_ranks(row[None], candidates[:1], target[None], seed=self.ranker.seed + s) for row in rows]
-            )
-            logps = torch.log_softmax(rows.double(), dim=-1)[:, int(lists.labels[s].argmax())]
+            ranks = [target_ranks(row[None], candidates, target, seed=self.ranker.seed + s) for row in rows]
+            logps = torch.log_softmax(rows.double(), dim=-1)[:, column]
             self._known.update(
                 ((s, hint), (int(rank), float(logp))) for hint, rank, logp in zip(tried, ranks, logps, strict=True)
             )

@@ -28,7 +28,9 @@ class PPOSettings:
         lr: Adam's learning rate at the start of a round; it falls linearly to zero over the round.
         clip: how far the probability ratio may move from 1.
         clip_value: also hold the critic within `clip` of its values at the rollout.
-        entropy_coef: weight of the entropy bonus.
+        entropy_coef: weight of the entropy bonus, beside advantages of deviation 1 (`normalize_advantage`) or rewards.
+            Over several rounds it decides whether later hints are found: a policy that has settled firmly hardly tries
+            them, and `exploration` does not help, for what it draws has next to no gradient.
         value_coef: weight of the critic's loss.
         update_epochs: passes over a rollout.
         minibatches: gradient steps per pass.
@@ -108,7 +110,7 @@ class HintAgent(L.LightningModule):
         states = states.float()
         self.policy.center_states.fit(states[train_sessions])
         self.register_buffer("states", states, persistent=False)
-        self.register_buffer("deviation", states[train_sessions].var(0).mean().sqrt(), persistent=False)
+        self.register_buffer("deviation", states[train_sessions].var(0, correction=0).mean().sqrt(), persistent=False)
         self.validation = DistinctMeans()
         self.best_value, self.best_epoch = float("-inf"), -1
         self.best_weights: dict[str, Tensor] = {}
@@ -346,6 +348,8 @@ class FullInformationAgent(HintAgent):
         states = self.observe(sessions, chance)
         logp = self.policy.log_probs(states, self.settings.exploration)
         rewards = self.environment.matrix(sessions)[:, : self.policy.n_actions].to(states)
+        if rewards.shape != logp.shape:
+            raise ValueError(f"rewards {tuple(rewards.shape)} do not fit actions {tuple(logp.shape)}")
         chances = logp.exp()
         self._count({"charts/reward": (chances * rewards).sum(-1), "charts/no_hint_share": chances[:, 0]})
         return {"states": states, "logp": logp, "returns": rewards * self.settings.reward_scale}

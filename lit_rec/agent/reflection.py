@@ -66,6 +66,8 @@ class Reflector:
             )
         self.llm, self.words, self.settings, self.hints = llm, known[template], settings, hints
         self.common = {"noun": noun, "nouns": f"{noun}s", "verb": verb, "hints": hints}
+        self.example = self.words.get("example", "").format(**self.common)
+        self.common["example"] = self.example
 
     def reflect(
         self, mistakes: Sequence[Mistake], progress: Callable[[int, int], None] | None = None
@@ -105,7 +107,7 @@ class Reflector:
         return None if found is None else found[1] in ("1", "yes")
 
     def _fill(self, key: str, **slots: object) -> str:
-        return " ".join(self.words[key].split()).format(**self.common, **slots).replace(" | ", "\n")
+        return " ".join(self.words[key].split()).replace(" | ", "\n").format(**self.common, **slots)
 
 
 @functools.cache
@@ -123,13 +125,20 @@ def read_hints(answer: str, limit: int) -> list[str]:
     Returns:
         Hints without marks and quotes; what comes before a list, and what was cut off behind it, is left out.
     """
-    lines = [line.strip() for line in answer.splitlines() if line.strip()]
-    found = [match["text"] for line in lines if (match := ENTRY.match(line))]
+    lines = [line for raw in answer.splitlines() if (line := re.sub(r"\*\*|__", "", raw).strip())]
+    found = [_unmarked(line) for line in lines if ENTRY.match(line)]
     if not found:
         found = [line for line in lines if not PREFACE.search(line)]
         if len(found) == 1:
             found = re.split(r"(?<=[.!?])\s+", found[0])
-    return [clean for text in found[:limit] if (clean := " ".join(text.strip().strip("*\"'“”").split()))]
+    return [clean for text in found if (clean := " ".join(text.strip("*\"'“” ").split()))][:limit]
+
+
+def _unmarked(line: str) -> str:
+    """A line without its marks, of which there may be several: "1. Hint 1: ..."."""
+    while match := ENTRY.match(line):
+        line = match["text"]
+    return line
 
 
 def malformed(hint: str) -> bool:

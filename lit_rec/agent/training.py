@@ -35,7 +35,10 @@ class FittedAgent:
 
 
 class KeepHistory(Checkpoint):
-    """Every epoch's metrics; a `Checkpoint`, so that it is called when they are complete, and survives a restart."""
+    """Every epoch's metrics, and the order of the training sessions, so that both survive a restart.
+
+    It is a `Checkpoint`, so that Lightning calls it when the metrics are complete.
+    """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
@@ -44,6 +47,14 @@ class KeepHistory(Checkpoint):
         """Note the epoch's metrics."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.history.append({"epoch": trainer.current_epoch, **metrics})
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Where the shuffling of training sessions stands."""
+        checkpoint["order"] = trainer.datamodule.order.get_state()  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on shuffling from there: batches of another order would make another agent."""
+        trainer.datamodule.order.set_state(checkpoint["order"])  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far."""
@@ -89,13 +100,13 @@ def fit_agent(
             accelerator=accelerator,
             devices=devices,
             max_epochs=max_epochs,
-            callbacks=[*callbacks, *stop, history],
+            callbacks=[history, *callbacks, *stop],  # first, so that a checkpoint of an epoch holds its metrics
             logger=logger,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             limit_val_batches=None if measured else 0,
         )
-        trainer.fit(agent, datamodule=data, ckpt_path=resume)
+        trainer.fit(agent, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
     policy = agent.best_policy()
     return FittedAgent(policy, agent.best_epoch, agent.best_value, history.history, time.perf_counter() - started)

@@ -87,6 +87,8 @@ class SessionRanker:
         seed: Of the order of the candidates.
         max_new_tokens: Longest list.
         batch_tokens: Tokens of a forward pass.
+        shortlist: With a hint only so many candidates are scored, the best without it; the others stay below them in
+            the order without a hint. None: all.
     """
 
     data: SessionData
@@ -98,6 +100,7 @@ class SessionRanker:
     seed: int = 0
     max_new_tokens: int = 160
     batch_tokens: int = 2048
+    shortlist: int | None = None
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -159,7 +162,33 @@ class SessionRanker:
         self.counts.questions += self.rotations * sum(map(len, hints))
         if self.method == "generate":
             return self._generated(sessions, hints, progress)
-        raw = self.likelihoods(sessions, hints, progress)
+        if self.shortlist is None or all(hint is None for tried in hints for hint in tried):
+            return self._measured(sessions, hints, progress)
+        plain = torch.cat(self._measured(sessions, [[None]] * len(sessions)))
+        short = self._best(plain)
+        advised = [[hint for hint in tried if hint is not None] for tried in hints]
+        scores = []
+        hinted = self._measured(sessions, advised, progress, short)
+        for tried, base, chosen, found in zip(hints, plain, short, hinted, strict=True):
+            rows = iter(found)
+            scores.append(torch.stack([base if h is None else _above(next(rows), base, chosen) for h in tried]))
+        return scores
+
+    def shortlisted(self, sessions: Tensor) -> Tensor:
+        """[n, C] which candidates a hint can move at all."""
+        if self.shortlist is None or self.method == "generate":
+            return self.data.lists.items[sessions] > 0
+        return self._best(torch.cat(self._measured(sessions, [[None]] * len(sessions))))
+
+    def _best(self, plain: Tensor) -> Tensor:
+        assert self.shortlist is not None
+        best = plain.argsort(dim=1, descending=True, stable=True)[:, : self.shortlist]
+        return torch.zeros(plain.shape, dtype=torch.bool).scatter(1, best, True) & (plain > -math.inf)
+
+    def _measured(
+        self, sessions: Tensor, hints: Sequence[Hints], progress: Progress | None = None, asked: Tensor | None = None
+    ) -> list[Tensor]:
+        raw = self.likelihoods(sessions, hints, progress, asked)
         prior = self.prior(sessions) if self.measure.prior else torch.zeros(len(sessions), self.size)
         return [self.measure.scores(logps, tokens, p) for (logps, tokens), p in zip(raw, prior, strict=True)]
 
@@ -173,31 +202,38 @@ class SessionRanker:
         return (prior / tokens**self.measure.length).float()
 
     def likelihoods(
-        self, sessions: Tensor, hints: Sequence[Hints], progress: Progress | None = None
+        self, sessions: Tensor, hints: Sequence[Hints], progress: Progress | None = None, asked: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Log-likelihoods of the candidates' titles, averaged over the rotations, and their lengths.
 
+        Args:
+            sessions: [n] session numbers.
+            hints: For every session the hints to try.
+            progress: Called with (questions, tokens).
+            asked: [n, C] which candidates are asked about; None: all that are real.
+
         Returns:
-            For every session ([hints, C], [C]) float64: logs (-inf for padding), tokens (1 for padding).
+            For every session ([hints, C], [C]) float64: logs (-inf where not asked), tokens (1 where not asked).
         """
         scorer = TitleScorer(self.llm, batch_tokens=self.batch_tokens)
         items = self.data.lists.items
+        asked = items[sessions] > 0 if asked is None else asked
         groups: list[list[Question]] = []
-        for s, tried in zip(sessions.tolist(), hints, strict=True):
-            candidates = [c for c in items[s].tolist() if c > 0]
+        for s, tried, real in zip(sessions.tolist(), hints, asked, strict=True):
+            candidates = items[s][real].tolist()
             for order in self._orders(s):  # one group per rotation: its prompts begin alike
                 shown = items[s][order].tolist()
                 prompts = [self.prompts.prompt(self._session(s), shown, hint) for hint in tried]
                 groups.append([self.prompts.question(prompt, candidates) for prompt in prompts])
         found = iter(scorer.scores(groups, progress=progress))
         raw = []
-        for s, tried in zip(sessions.tolist(), hints, strict=True):
-            real = items[s] > 0
+        for s, tried, real in zip(sessions.tolist(), hints, asked, strict=True):
             rotated = [next(found) for _ in self._orders(s)]
             logps = torch.full((len(tried), self.size), -math.inf, dtype=torch.float64)
-            logps[:, real] = torch.tensor([[q[0] for q in group] for group in rotated], dtype=torch.float64).mean(0)
             tokens = torch.ones(self.size, dtype=torch.float64)
-            tokens[real] = torch.tensor(rotated[0][0][1], dtype=torch.float64)
+            if tried:
+                logps[:, real] = torch.tensor([[q[0] for q in group] for group in rotated], dtype=torch.float64).mean(0)
+                tokens[real] = torch.tensor(rotated[0][0][1], dtype=torch.float64)
             raw.append((logps, tokens))
         return raw
 
@@ -250,3 +286,10 @@ class SessionRanker:
             for place, position in enumerate(found.order):
                 scores[n][h, order[position]] += (self.prompts.top - place) / self.rotations
         return [torch.where(score > 0, score, -math.inf) for score in scores]
+
+
+def _above(scores: Tensor, plain: Tensor, chosen: Tensor) -> Tensor:
+    """[C] the scores of the chosen candidates, the others below them in their plain order."""
+    rest = plain[~chosen & (plain > -math.inf)]
+    gap = float(scores[chosen].min() - rest.max()) - 1 if len(rest) else 0.0
+    return torch.where(chosen, scores, plain + gap)

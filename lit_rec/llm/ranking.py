@@ -91,6 +91,7 @@ class RankingPrompts:
             "verb": self.verb,
             "top": self.top,
             "session": "; ".join(self.titles[i] for i in session[-self.history :]),
+            "quoted": ", ".join(f'"{self.titles[i]}"' for i in session[-self.history :]),
             "candidates": "; ".join(self.titles[c] for c in candidates),
             "hint": words["hint"].format(hint=hint) if hint else "",
         }

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from lit_rec.errors import UserError
 from lit_rec.llm.language_model import LanguageModel
-from lit_rec.llm.prompts import Messages
+from lit_rec.llm.prompts import TEMPLATES, Messages
 from lit_rec.llm.sampler import check_window, common_prefix
 from lit_rec.llm.store import Answer, answer_key
 
@@ -69,7 +70,7 @@ class TitleTree:
                     self.depth.append(self.depth[node] + 1)
                 node = nodes[node, token]
             self.paths.append(path)
-        self.steps = torch.tensor(list(steps)).reshape(-1, 2)
+        self.steps = torch.tensor(list(steps), dtype=torch.long).reshape(-1, 2)
         self.sees = torch.eye(len(self.tokens), dtype=torch.bool)  # [nodes, nodes]: itself and its ancestors
         for node in range(1, len(self.tokens)):
             self.sees[node] |= self.sees[self.parent[node]]
@@ -87,6 +88,11 @@ class _Row:
     @property
     def width(self) -> int:
         return len(self.rest) + len(self.tree.tokens) - 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longest title: what the model's context must hold."""
+        return len(self.prefix) + len(self.rest) + max(self.tree.depth)
 
 
 class TitleScorer:
@@ -115,19 +121,24 @@ class TitleScorer:
 
         Returns:
             For every group and question: the natural log-likelihood of each title, and its length in tokens.
+
+        Raises:
+            UserError: A prompt is empty, or with a title longer than the model's context.
         """
         name, store = f"{self.llm.fingerprint}/{self.llm.adapter}", self.llm.store
         keys = [[question_key(name, q) for q in group] for group in groups]
-        lacking = sum(key not in store for row in keys for key in row)
+        lacking = len({key for row in keys for key in row if key not in store})
         if progress is not None:
             progress(sum(map(len, keys)) - lacking, 0)
         if lacking:
             training = self.llm.model.training
             self.llm.model.eval()
-            with self.llm.for_sampling(), torch.inference_mode():
-                for batch in _batches(groups, self.batch_tokens):
-                    self._work(groups, keys, batch, progress)
-            self.llm.model.train(training)
+            try:
+                with self.llm.for_sampling(), torch.inference_mode():
+                    for batch in _batches(groups, self.batch_tokens):
+                        self._work(groups, keys, batch, progress)
+            finally:
+                self.llm.model.train(training)
         return [[_read(store[key]) for key in row] for row in keys]
 
     def _work(
@@ -164,19 +175,28 @@ class TitleScorer:
         else:
             ids = list(self.llm.tokenize(q.prompt))
         lead = q.lead.rstrip(" ")  # a blank belongs to the title's first token
-        return ids + (list(tokenizer(lead, add_special_tokens=False)["input_ids"]) if lead else [])
+        ids += list(tokenizer(lead, add_special_tokens=False)["input_ids"]) if lead else []
+        if not ids:
+            raise UserError(
+                "a prompt is empty, so a title's first token follows nothing",
+                where="config key ranking.templates",
+                fix=f"put words into `session` and `empty` of the template in {TEMPLATES.name}",
+            )
+        return ids
 
     @functools.lru_cache(maxsize=512)  # noqa: B019 - one scorer lives as long as its run
     def _tree(self, titles: tuple[str, ...], lead: str, end: str) -> TitleTree:
         gap = " " if lead.endswith(" ") else ""
         tokenizer = self.llm.tokenizer
-        ids = tokenizer([f"{gap}{title}" for title in titles], add_special_tokens=False)["input_ids"]
+        texts = [f"{gap}{title}" for title in titles]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         stop = tokenizer(end, add_special_tokens=False)["input_ids"][:1] if end else []
         return TitleTree([[*title, *stop] for title in ids])
 
     def _forward(self, rows: list[_Row]) -> dict[str, Answer]:
         """Score the rows of a batch."""
         model, device = self.llm.model, self.llm.model.device
+        check_window(model.config, max(row.length for row in rows))
         shared = list(dict.fromkeys(row.prefix for row in rows))
         cache, past = self._prefill(shared)
         owner = torch.tensor([shared.index(row.prefix) for row in rows], device=device)
@@ -184,7 +204,6 @@ class TitleScorer:
             cache.batch_select_indices(owner)
         ids, position, sees, heads = _collate(rows)
         mask = torch.cat([past[owner][:, None, :].expand(-1, ids.shape[1], -1), sees.to(device)], dim=2)
-        check_window(model.config, mask.shape[2])
 
         def pick(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             """Let the head work on the positions that are asked for alone."""

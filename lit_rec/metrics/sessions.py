@@ -25,7 +25,8 @@ def target_ranks(scores: Tensor, candidates: Tensor, target: Tensor, seed: int =
     Raises:
         ValueError: A target is not among its candidates, or a score is nan.
     """
-    real, hit = candidates > 0, candidates == target[:, None]
+    real = candidates > 0
+    hit = real & (candidates == target[:, None])
     if not bool((hit.sum(1) == 1).all()):
         raise ValueError("every target must stand among its candidates, once")
     if bool(scores[real].isnan().any()):

@@ -83,14 +83,15 @@ class HintLoop:
     def _reflect(self, number: int) -> HintBase:
         """Round `number`: errors of the agent so far -> conversations -> hints -> those that help."""
         r, before = self.cfg.reflection, self.base(number - 1)
-        sessions, ranks = self._errors(number)
 
         def build(work: Path) -> dict[str, Any]:
+            sessions, ranks = self._errors(number)
             mistakes = [self._mistake(s) for s in sessions.tolist()]
             with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as progress:
                 talks = self.reflector.reflect(mistakes, progress)
             (work / "conversations.json").write_text(json.dumps(talks, indent=1, ensure_ascii=False))
-            hints = written(mistakes, talks, number=number, first_id=len(before.hints) + 1, limit=r.hints)
+            first, example = len(before.hints) + 1, self.reflector.example
+            hints = written(mistakes, talks, number=number, first_id=first, limit=r.hints, example=example)
             self._filter(hints, before, number)
             base = HintBase([*before.hints, *hints])
             base.save(work / "hints.json")
@@ -167,7 +168,8 @@ class HintLoop:
 
     def vectors(self, number: int) -> Tensor:
         """[A, d] embeddings of the kept hints."""
-        return self.ground.encoder.encode(self.base(number).texts)
+        # One by one: in a batch the last digits would depend on the others, and a hint must keep its embedding.
+        return torch.cat([self.ground.encoder.encode([text]) for text in self.base(number).texts])
 
     # --- rewards ------------------------------------------------------------------------------------------------------
 
@@ -177,9 +179,19 @@ class HintLoop:
         self.asked.set_hints(texts)
         if self.cfg.agent.rewards == "online":
             return self.asked
+        found = self.matrix_of(number)
+        return MatrixEnvironment(found["gains"], found["sessions"])
+
+    def matrix_of(self, number: int) -> dict[str, Tensor]:
+        """Ranks and gains of every hint of a round for the training sessions, then the validation sessions."""
         splits = self.ground.data.splits
-        sessions = torch.cat([splits.train, splits.validation])
-        return MatrixEnvironment(self.matrix(f"round_{number}/rewards", sessions, number)["gains"], sessions)
+        return self.matrix(f"round_{number}/rewards", torch.cat([splits.train, splits.validation]), number)
+
+    def all_ranks(self, sessions: Tensor, number: int) -> Tensor:
+        """[n, A + 1] ranks of validation sessions with every action of a round."""
+        if self.cfg.agent.rewards == "online":
+            return self.matrix("matrix/validation", sessions, number)["ranks"]
+        return self.matrix_of(number)["ranks"][len(self.ground.data.splits.train) :]
 
     def matrix(self, stage: str, sessions: Tensor, number: int) -> dict[str, Tensor]:
         """Ranks and gains [n, A + 1] of every hint for some sessions: 1 + A questions each."""
@@ -202,6 +214,7 @@ class HintLoop:
 
     def keep_agent(self, stage: str, number: int, build: Build) -> Path:
         """An agent as it was in the best epoch of its round, and its learning curves."""
+        _ = self.ground.states
         settings = {k: v for k, v in plain(self.cfg.agent).items() if k != "seeds"}
         rewards = (f"round_{number}/rewards",) if self.cfg.agent.rewards == "matrix" else (f"round_{number}/hints",)
         key = {"agent": settings, "seed": self.cfg.seed}

@@ -109,7 +109,7 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
         max_length=settings.max_length,
         seed=cfg.seed,
     )
-    extra = extra_callbacks(cfg)
+    extra = [EpochProgress(f"{name}: DPO epoch"), *extra_callbacks(cfg)]
     with quiet():
         trainer = L.Trainer(
             accelerator=loop.ground.accelerator,
@@ -119,7 +119,7 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
             reload_dataloaders_every_n_epochs=1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.gradient_clip,
-            callbacks=[PreferenceRounds(rule), RoundEvaluation(rule), EpochProgress(name), *extra, outer],
+            callbacks=[PreferenceRounds(rule), RoundEvaluation(rule), *extra, outer],
             logger=loop.board(name),
             log_every_n_steps=1,
             enable_progress_bar=False,

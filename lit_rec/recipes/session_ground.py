@@ -125,6 +125,7 @@ class SessionGround(Models):
             seed=self.cfg.seed,
             max_new_tokens=r.max_new_tokens,
             batch_tokens=r.batch_tokens,
+            shortlist=r.shortlist,
         )
 
     @cached_property

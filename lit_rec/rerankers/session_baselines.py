@@ -148,7 +148,7 @@ class _Occurrences:
         row, column = np.nonzero(sequences)
         row, items = np.divmod(np.unique(row * (n_items + 1) + sequences[row, column]), n_items + 1)
         order = np.argsort(items, kind="stable")
-        return cls(n_items, items, _starts(row, len(sequences)), row[order], _starts(items, n_items + 1))
+        return cls(n_items, items, _starts(row, len(sequences)), row[order], _starts(items[order], n_items + 1))
 
     def neighbours(
         self, queries: np.ndarray, popular: np.ndarray, shrinkage: float, k: int | None

@@ -3,13 +3,9 @@
 import argparse
 import json
 import os
-import platform
-import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +24,18 @@ from lit_rec.recipes.loop import Loop
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import load_reranker
+from lit_rec.run import session_commands
 from lit_rec.run.candidates import rank_table, read_lists, test_lists
 from lit_rec.run.comparisons import choose_headline, compare_rows
-from lit_rec.run.folder import LIBRARIES, RunFolder, write_atomic
+from lit_rec.run.folder import RunFolder, write_atomic
+from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
 from lit_rec.run.progress import console
 from lit_rec.run.report import write_report
 from lit_rec.run.results import render_table, result_rows, with_interval, write_results
 
 
-def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
-    """Run the recipe and leave the results, the report and the final models at the top of the run folder."""
+def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Run RLRF4Rec and leave the results, the report and the final models at the top of the run folder."""
     started = time.perf_counter()
     with RunFolder(cfg.run.dir, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
@@ -89,20 +87,12 @@ def keep_final(loop: Loop, run: RunFolder) -> None:
     """Copy the final reranker with its knowledge, and the tuned adapter, to the top of the run folder."""
     row = final_row(loop)
     source = run.stage(loop.name(f"rows/{row}"))
-    _replace(source / "reranker", run.path / "reranker")
+    replace_folder(source / "reranker", run.path / "reranker")
     for file in source.glob("knowledge.safetensors"):
         shutil.copy2(file, run.path / "reranker" / file.name)
     write_atomic(run.path / "reranker" / "row.json", json.dumps({"row": row, "fold": loop.fold}))
     if loop.cfg.policy.rounds > 0:
-        _replace(run.stage(loop.name(f"{row}/policy")) / "adapter", run.path / "adapter")
-
-
-def _replace(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+        replace_folder(run.stage(loop.name(f"{row}/policy")) / "adapter", run.path / "adapter")
 
 
 def report(
@@ -193,43 +183,6 @@ def _named(loop: Loop, rewards: pl.DataFrame, number: int) -> pl.DataFrame:
     return rewards.join(ids, on="user", maintain_order="left").with_columns(pl.lit(number).alias("round"))
 
 
-def describe_environment(seconds: float) -> dict[str, Any]:
-    """Versions, machine and cost of a run; nothing secret, no environment variables."""
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "lit_rec": __version__,
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        **{library: version(library) for library in LIBRARIES},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
-        "peak_memory_gb": round(usage / 2**20, 2),
-    }
-
-
-def finished_run(cfg: DictConfig) -> RunFolder:
-    """Open a run folder that `fit` has finished.
-
-    Raises:
-        UserError: There is no finished run.
-    """
-    if not (Path(cfg.run.dir) / "results.json").is_file():
-        raise UserError(
-            f"{cfg.run.dir} holds no finished run",
-            where="config key run.dir",
-            fix="run `python -m lit_rec fit` with the same configuration first",
-        )
-    return RunFolder(cfg.run.dir)
-
-
 def final_reranker(cfg: DictConfig, run: RunFolder) -> tuple[Loop, str, RerankerModule]:
     """The kept reranker with its knowledge, its split and its row."""
     ground = Ground(cfg, run)
@@ -272,6 +225,12 @@ def predict(cfg: DictConfig, source: str | None, target: Path) -> None:
     Raises:
         UserError: The input is missing a column or names an unknown user or item, or `target` has no folder.
     """
+    if sessions(cfg):
+        raise UserError(
+            "predict ranks candidate lists with the reranker of recipe rlrf",
+            where="config key recipe",
+            fix="use `validate` or `test` for the hint agent of recipe re2llm",
+        )
     if not target.parent.is_dir() or target.is_dir():
         raise UserError(
             f"cannot write {target}",
@@ -304,9 +263,14 @@ def knowledge_texts(loop: Loop, state: str) -> dict[int, str]:
     return dict(answers.select("user", "text").rows())
 
 
+def sessions(cfg: DictConfig) -> bool:
+    """Whether the recipe is the one that ranks sessions."""
+    return bool(cfg.recipe == "re2llm")
+
+
 COMMANDS: dict[str, Callable[[DictConfig, argparse.Namespace], None]] = {
-    "fit": fit,
-    "validate": lambda cfg, args: show(cfg, "validation"),
-    "test": lambda cfg, args: show(cfg, "test"),
+    "fit": lambda cfg, args: (session_commands.fit if sessions(cfg) else fit_rlrf)(cfg, args),
+    "validate": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "validation"),
+    "test": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "test"),
     "predict": lambda cfg, args: predict(cfg, args.input, Path(args.output)),
 }

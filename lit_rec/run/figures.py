@@ -20,10 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from lit_rec.run.comparisons import Headline, family, row_order
+from lit_rec.run.headline import Headline
+from lit_rec.run.stories import RERANKING, Story
 
 INK, MUTED, GRID, ACCENT, SECOND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
-_VARIABLES = {
+VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--line)",
@@ -56,7 +57,7 @@ _POINTS = 900  # of the scatter: more is ink, not information
 
 
 @contextmanager
-def _figure(height: float, width: float = 4.0) -> Iterator[tuple[Figure, list[Markup]]]:
+def drawing(height: float, width: float = 4.0) -> Iterator[tuple[Figure, list[Markup]]]:
     """Give a figure to draw on; its SVG is in the list when the block ends."""
     drawn: list[Markup] = []
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
@@ -78,56 +79,62 @@ def _inline(svg: str) -> Markup:
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    for placeholder, variable in _VARIABLES.items():
+    for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, variable)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
     return Markup(svg.replace("<svg", '<svg role="img"', 1))
 
 
 def rows_figure(
-    rows: Sequence[Mapping[str, Any]], seed_means: Mapping[str, Sequence[float]], headline: Headline
+    rows: Sequence[Mapping[str, Any]],
+    seed_means: Mapping[str, Sequence[float]],
+    headline: Headline,
+    story: Story = RERANKING,
 ) -> Markup | None:
-    """Draw one reranker's rows as dots with 95% intervals, the raw history as the line to pass.
+    """Draw one reranker's rows as dots with 95% intervals, and the line to pass.
 
     Args:
         rows: result rows of one reranker and metric.
         seed_means: row -> the mean of every seed.
         headline: names the axis.
+        story: says which rows are brought out; one with a mark is drawn hollow.
     """
-    shown = [r for r in sorted(rows, key=lambda r: row_order(r["row"])) if r["mean"] is not None]
+    shown = [r for r in sorted(rows, key=lambda r: story.row_order(r["row"])) if r["mean"] is not None]
     if not shown:
         return None
-    with _figure(0.9 + 0.25 * len(shown), width=4.8) as (figure, drawn):
+    with drawing(0.9 + 0.25 * len(shown), width=4.8) as (figure, drawn):
         axes = figure.subplots()
-        bar = next((r["mean"] for r in shown if r["row"] == "history_only"), None)
+        bar = next((r["mean"] for r in shown if r["row"] == story.line[0]), None)
         if bar is not None:
             axes.axvline(bar, color=MUTED, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         for y, row in enumerate(shown):
-            colour = {"round": ACCENT, "zero_shot": SECOND}.get(family(row["row"]), MUTED)
+            colour = {story.accent: ACCENT, story.contrast: SECOND}.get(story.family(row["row"]), MUTED)
             low, high = row["ci95"]
-            if _finite(low) and _finite(high):
+            if finite(low) and finite(high):
                 axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round", zorder=2)
             means = seed_means.get(row["row"], ())
             if len(means) > 1:
                 axes.plot(means, [y + 0.27] * len(means), "|", color=colour, markersize=5, alpha=0.7)
-            axes.plot([row["mean"]], [y], "o", color=colour, markersize=6, zorder=3)
-        axes.set_yticks(range(len(shown)), [_short(r["row"]) for r in shown])
+            inside = PAPER if row["row"] in story.marks else colour
+            axes.plot([row["mean"]], [y], "o", color=colour, markerfacecolor=inside, markersize=6, zorder=3)
+        axes.set_yticks(range(len(shown)), [short(r["row"]) for r in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-        axes.set_xlabel(f"{headline.label()}, {headline.convention}, {headline.unit} mean")
+        axes.set_xlabel(f"{headline.label()}, {headline.short} mean")
     return drawn[0]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """Cut a name to what the margin of a figure can hold, without characters that no font draws."""
     name = "".join(c if c.isprintable() else " " for c in name)
     return name if len(name) <= 24 else name[:23] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _finite(value: float | None) -> bool:
+def finite(value: float | None) -> bool:
+    """Whether there is a number to draw."""
     return value is not None and math.isfinite(value)
 
 
@@ -138,18 +145,18 @@ def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
         entries = {"reward on held-out users": state.get("heldout_reward")}
         entries |= {f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()}
         for name, value in entries.items():
-            if value and _finite(value.get("mean")):
+            if value and finite(value.get("mean")):
                 series.setdefault(name, []).append((state["round"], value))
     if not series:
         return None
     panels = list(series.items())[:3]
-    with _figure(1.7 * len(panels) + 0.3) as (figure, drawn):
+    with drawing(1.7 * len(panels) + 0.3) as (figure, drawn):
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (name, values), colour in zip(grid, panels, (ACCENT, SECOND, MUTED), strict=False):
             x = [k for k, _ in values]
             for k, value in values:
                 low, high = value.get("ci95") or (None, None)
-                if _finite(low) and _finite(high):
+                if finite(low) and finite(high):
                     axes.plot([k, k], [low, high], color=colour, linewidth=2, solid_capstyle="round")
             axes.plot(x, [v["mean"] for _, v in values], "o-", color=colour, linewidth=1.3, markersize=5)
             axes.set_title(name, loc="left", fontsize=10)
@@ -169,7 +176,7 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
     rounds = sorted(known["round"].unique())
     low, high = float(known["reward"].min()), float(known["reward"].max())  # type: ignore[arg-type]
     edges = np.linspace(low, high if high > low else low + 1e-6, 41)
-    with _figure(0.85 * len(rounds) + 0.6) as (figure, drawn):
+    with drawing(0.85 * len(rounds) + 0.6) as (figure, drawn):
         grid = figure.subplots(len(rounds), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, number in zip(grid, rounds, strict=True):
             values = known.filter(pl.col("round") == number)["reward"].to_numpy()
@@ -191,7 +198,7 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
     if len(known) < 3:
         return None
     shown = known.sample(min(_POINTS, len(known)), seed=0)
-    with _figure(3.0) as (figure, drawn):
+    with drawing(3.0) as (figure, drawn):
         axes = figure.subplots()
         for number in sorted(shown["round"].unique()):
             part = shown.filter(pl.col("round") == number)
@@ -221,7 +228,7 @@ def seed_means(frames: pl.DataFrame, reranker: str, headline: Headline) -> dict[
     mine = frames.filter(
         pl.col("reranker") == reranker, pl.col("split") == headline.split, pl.col(column).is_not_null()
     )
-    if headline.unit == "user":
+    if headline.unit != "list":
         mine = mine.group_by("row", "seed", "user").agg(pl.col(column).mean())
     found: dict[str, list[float]] = {}
     for row, _, mean in mine.group_by("row", "seed").agg(pl.col(column).mean()).sort("row", "seed").rows():

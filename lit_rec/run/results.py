@@ -14,19 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_rec.metrics.ranking import METRICS
-from lit_rec.run.comparisons import (
-    Comparison,
-    Headline,
-    choose_headline,
-    compare_rows,
-    describe_difference,
-    round_number,
-    row_order,
-    verdict,
-)
+from lit_rec.run.comparisons import choose_headline, compare_rows, verdict
 from lit_rec.run.folder import write_atomic
+from lit_rec.run.headline import Comparison, Headline, describe_difference
 from lit_rec.run.published import published_value
+from lit_rec.run.reranking_story import round_number
 from lit_rec.run.statistics import RESAMPLES, Array, mean_over_lists, mean_over_users, user_table
+from lit_rec.run.stories import RERANKING, Story
 
 DIGITS = 6
 FIELDS = (
@@ -57,25 +51,27 @@ def metric_columns(frames: pl.DataFrame) -> list[str]:
 def result_rows(
     frames: pl.DataFrame,
     *,
-    task: str,
     dataset: str,
     protocol: str,
+    task: str | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    story: Story = RERANKING,
 ) -> list[dict[str, Any]]:
     """Summarise per-list metrics: one line per split, reranker, row, metric, convention and unit.
 
     Args:
         frames: evaluation frames, concatenated; a metric that a row lacks is null there.
-        task: such as "rerank".
         dataset: its name, such as "ml-1m".
-        protocol: "strict" or "kar".
+        protocol: such as "strict" or "kar".
+        task: such as "reranking"; None: the story's.
         resamples: bootstrap samples behind the intervals over lists.
         seed: of the bootstrap.
+        story: of the recipe: order of the rows, and what means are taken over.
 
     Returns:
         Dictionaries with the keys of `FIELDS`: `metric` is "ndcg@5", say; `ci95` is [low, high], or two
-        None with fewer than two users; `n` counts users or lists; `seeds` counts seeds; `published` is the
+        None with fewer than two users; `n` counts users, lists or sessions; `seeds` counts seeds; `published` is the
         paper's number where one is comparable (protocol and convention kar, test split, mean over lists).
     """
     metrics = metric_columns(frames)
@@ -83,10 +79,11 @@ def result_rows(
         return []
     table = user_table(frames, metrics)
     groups = {key: part for key, part in table.group_by(["split", "reranker", "row"], maintain_order=True)}
-    over_lists = _list_estimates(groups, metrics, resamples=resamples, seed=seed)
+    by_list = "list" in story.units
+    over_lists = _list_estimates(groups, metrics, resamples=resamples, seed=seed) if by_list else {}
     last = max((round_number(str(key[2])) or 0 for key in groups), default=0) or None
     rows: list[dict[str, Any]] = []
-    for key in sorted(groups, key=lambda k: (str(k[0]), str(k[1]), row_order(str(k[2])))):
+    for key in sorted(groups, key=lambda k: (str(k[0]), str(k[1]), story.row_order(str(k[2])))):
         split, reranker, row = (str(part) for part in key)
         part = groups[key]
         for column in metrics:
@@ -95,7 +92,7 @@ def result_rows(
             metric, convention = column.split("|")
             users = mean_over_users(part[column].drop_nulls().to_numpy())
             shared = {
-                "task": task,
+                "task": task or story.task,
                 "dataset": dataset,
                 "protocol": protocol,
                 "split": split,
@@ -105,19 +102,17 @@ def result_rows(
                 "convention": convention,
             }
             seeds = int(part["seeds"].max())  # type: ignore[arg-type]
+            numbers = _numbers(users.mean, users.low, users.high, users.n, seeds)
+            rows.append({**shared, "unit": story.units[0], **numbers, "published": None})
+            if not by_list:
+                continue
             known = published_value(
                 dataset=dataset, protocol=protocol, reranker=reranker, row=row, metric=metric, last_round=last
             )
             comparable = known if convention == "kar" and split == "test" else None
-            rows.append(
-                {**shared, "unit": "user", **_numbers(users.mean, users.low, users.high, users.n, seeds)}
-                | {"published": None}
-            )
             mean, low, high = over_lists[key, column]
-            rows.append(
-                {**shared, "unit": "list", **_numbers(mean, low, high, int(part["lists"].sum()), seeds)}
-                | {"published": comparable}
-            )
+            numbers = _numbers(mean, low, high, int(part["lists"].sum()), seeds)
+            rows.append({**shared, "unit": "list", **numbers, "published": comparable})
     return rows
 
 
@@ -166,11 +161,12 @@ def write_results(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
     write_atomic(Path(path), "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
-def pick(rows: Sequence[dict[str, Any]], headline: Headline, metric: str = "") -> list[dict[str, Any]]:
+def pick(
+    rows: Sequence[dict[str, Any]], headline: Headline, metric: str = "", story: Story = RERANKING
+) -> list[dict[str, Any]]:
     """Return the result rows of one metric counted as the headline says, in table order."""
-    wanted = (f"{metric or headline.metric}@{headline.k}", headline.convention, headline.unit, headline.split)
-    found = [r for r in rows if (r["metric"], r["convention"], r["unit"], r["split"]) == wanted]
-    return sorted(found, key=lambda r: (r["reranker"], row_order(r["row"])))
+    found = [r for r in rows if headline.counts(r, metric)]
+    return sorted(found, key=lambda r: (r["reranker"], story.row_order(r["row"])))
 
 
 def with_interval(row: dict[str, Any] | None) -> str:
@@ -188,6 +184,7 @@ def render_table(
     *,
     headline: Headline | None = None,
     comparisons: Sequence[Comparison] | None = None,
+    story: Story = RERANKING,
 ) -> Group:
     """Make the terminal's summary: one table per reranker, then the verdict in words.
 
@@ -196,42 +193,56 @@ def render_table(
         frames: the evaluation frames, for the paired differences.
         headline: what is counted; None chooses it from the frames.
         comparisons: of `compare_rows`, where the caller has them already.
+        story: of the recipe.
     """
-    headline = headline or choose_headline(frames)
-    comparisons = compare_rows(frames, headline) if comparisons is None else comparisons
-    main = pick(rows, headline)
-    maps = {(r["reranker"], r["row"]): r for r in pick(rows, headline, "map")}
-    tables: list[Table | Text] = []
-    for reranker in sorted({r["reranker"] for r in main}):
-        mine = [r for r in main if r["reranker"] == reranker]
-        table = Table(
-            title=Text(f"{reranker.upper()}: {headline.counting}"),
-            title_justify="left",
-            caption=Text("[low, high]: 95% interval over users. Differences: paired over users, p Holm-corrected."),
-            caption_justify="left",
-        )
-        table.add_column("row")
-        for name in (headline.label(), headline.label("map")):
-            table.add_column(f"{name} ({headline.convention}, {headline.unit})", justify="right")
-        table.add_column(f"difference in {headline.label()}", justify="left")
-        table.add_column(f"{headline.unit}s", justify="right")
-        for r in mine:
-            gaps = [c for c in comparisons if (c.reranker, c.row) == (reranker, r["row"])]
-            table.add_row(
-                Text(r["row"]),
-                Text(with_interval(r)),
-                Text(with_interval(maps.get((reranker, r["row"])))),
-                Text("\n").join(_difference_text(c) for c in gaps),
-                str(r["n"]),
-            )
-        tables.append(table)
+    headline = headline or choose_headline(frames, story=story)
+    comparisons = compare_rows(frames, headline, story=story) if comparisons is None else comparisons
+    main = pick(rows, headline, story=story)
+    tables: list[Table | Text] = [
+        _reranker_table(reranker, rows, [r for r in main if r["reranker"] == reranker], headline, comparisons, story)
+        for reranker in sorted({r["reranker"] for r in main})
+    ]
     if not tables:
         tables.append(Text("There is nothing to show: no row was evaluated."))
-    return Group(*tables, Text("\n".join(["", *verdict(comparisons, headline)])))
+    return Group(*tables, Text("\n".join(["", *verdict(comparisons, headline, rows, story)])))
 
 
-def _difference_text(c: Comparison) -> Text:
-    text = Text(f"{describe_difference(c)} vs {c.against}")
+def _reranker_table(
+    reranker: str,
+    rows: Sequence[dict[str, Any]],
+    mine: Sequence[dict[str, Any]],
+    headline: Headline,
+    comparisons: Sequence[Comparison],
+    story: Story,
+) -> Table:
+    drawn = headline.drawn
+    table = Table(
+        title=Text(f"{story.named(reranker)}: {headline.counting}"),
+        title_justify="left",
+        caption=Text(f"[low, high]: 95% interval over {drawn}s. Differences: paired over {drawn}s, p Holm-corrected."),
+        caption_justify="left",
+    )
+    table.add_column("row")
+    for name in (headline.label(), headline.label(story.second)):
+        table.add_column(f"{name} ({headline.short})", justify="right")
+    table.add_column(f"difference in {headline.label()}", justify="left")
+    table.add_column(f"{headline.unit}s", justify="right")
+    second = {r["row"]: r for r in pick(rows, headline, story.second, story) if r["reranker"] == reranker}
+    for r in mine:
+        gaps = [c for c in comparisons if (c.reranker, c.row) == (reranker, r["row"])]
+        mark = story.marks.get(r["row"])
+        table.add_row(
+            Text(f"{r['row']} ({mark})" if mark else r["row"]),
+            Text(with_interval(r)),
+            Text(with_interval(second.get(r["row"]))),
+            Text("\n").join(_difference_text(c, drawn) for c in gaps),
+            str(r["n"]),
+        )
+    return table
+
+
+def _difference_text(c: Comparison, drawn: str) -> Text:
+    text = Text(f"{describe_difference(c, drawn)} vs {c.against}")
     if c.sure:
         text.stylize("green" if c.difference.mean > 0 else "red")
     return text

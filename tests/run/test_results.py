@@ -8,9 +8,11 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from lit_rec.run.comparisons import Headline, choose_headline, compare_rows, has_to_beat, row_order, verdict
+from lit_rec.run.comparisons import choose_headline, compare_rows, verdict
+from lit_rec.run.headline import Headline
 from lit_rec.run.published import published_value
 from lit_rec.run.results import FIELDS, render_table, result_rows, write_results
+from lit_rec.run.stories import RERANKING
 
 CONVENTIONS = ("kar", "standard")
 
@@ -140,15 +142,15 @@ def test_rows_stand_in_an_order_that_reads() -> None:
         "something_else",
     ]
     mixed = random.Random(0).sample(order, len(order))
-    assert sorted(mixed, key=row_order) == order
+    assert sorted(mixed, key=RERANKING.row_order) == order
 
 
 def test_variants_are_compared_with_their_own_zero_shot() -> None:
     present = ["history_only", "zero_shot", "zero_shot_both", "random_pairs", "round_1", "round_1_both"]
-    assert has_to_beat("round_1", present) == ["history_only", "zero_shot", "random_pairs"]
-    assert has_to_beat("round_1_both", present) == ["history_only", "zero_shot_both"]
-    assert has_to_beat("zero_shot_both", present) == ["history_only"]
-    assert has_to_beat("history_only", present) == []
+    assert RERANKING.has_to_beat("round_1", present) == ["history_only", "zero_shot", "random_pairs"]
+    assert RERANKING.has_to_beat("round_1_both", present) == ["history_only", "zero_shot_both"]
+    assert RERANKING.has_to_beat("zero_shot_both", present) == ["history_only"]
+    assert RERANKING.has_to_beat("history_only", present) == []
 
 
 @pytest.mark.parametrize("unit", ["user", "list"])

@@ -1,0 +1,312 @@
+"""A language model behind an OpenAI-compatible server (vLLM, llama.cpp, transformers serve, OpenAI)."""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from openai import APIConnectionError, OpenAIError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+
+from lit_rec.errors import UserError
+from lit_rec.llm.background import in_thread
+from lit_rec.llm.endpoints import (
+    Endpoint,
+    Endpoints,
+    Malformed,
+    NoneLeft,
+    cause_of,
+    explain,
+    pause,
+    read_key,
+    retry_after,
+    transient,
+    unreachable,
+)
+from lit_rec.llm.prompts import Messages
+from lit_rec.llm.sampler import SamplingSettings
+from lit_rec.llm.store import Answer, AnswerStore, answer_key
+
+LONGEST_BODY = 10_000  # characters looked at; messages show fewer
+Progress = Callable[[int, int], None]
+Put = Callable[[tuple[str, Answer]], None]
+
+for _name in ("openai", "httpx", "httpx2"):  # a line per request, with its address
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+@dataclass
+class Usage:
+    """What was asked of the servers, and what it took.
+
+    Attributes:
+        requests: Requests sent, retries included.
+        retries: Requests sent again.
+        prompt_tokens: Tokens of the prompts, as the servers count them.
+        completion_tokens: Tokens of the answers.
+        stored: Answers that came from the store.
+        empty: Answers without any text.
+        unmetered: Answers whose server told no token counts.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    stored: int = 0
+    empty: int = 0
+    unmetered: int = 0
+
+
+class ServerModel:
+    """Answers chat prompts through one or more replicas of a server.
+
+    Args:
+        model: The name the server knows the model by.
+        urls: Base URLs of the replicas.
+        store: Where answers are kept.
+        settings: The distribution answers are drawn from.
+        seed: Of the sampling; every answer has a seed of its own, made from its key.
+        api_key_env: Environment variable that holds the key; None or unset: a placeholder is sent.
+        concurrency: Requests under way at a time, over all URLs.
+        timeout: Seconds an answer may take.
+        max_retries: Attempts after the first, per request and per URL that cannot be reached.
+        batch_size: Answers written to the store at a time, at most; none waits for others.
+        revision: Part of the answers' keys: tells apart models that were served under one name.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        urls: Sequence[str],
+        store: AnswerStore,
+        *,
+        settings: SamplingSettings | None = None,
+        seed: int = 0,
+        api_key_env: str | None = "OPENAI_API_KEY",
+        concurrency: int = 16,
+        timeout: float = 120.0,
+        max_retries: int = 6,
+        batch_size: int = 32,
+        revision: str = "",
+    ) -> None:
+        for name, value, least in (
+            ("concurrency", concurrency, 1),
+            ("retries", max_retries, 0),
+            ("urls", len(urls), 1),
+        ):
+            if value < least:
+                raise UserError(f"at least {least} is needed", where=f"config key llm.server.{name}")
+        if not timeout > 0:
+            raise UserError("a timeout is more than 0 seconds", where="config key llm.server.timeout")
+        self.model, self.store, self.settings, self.seed = model, store, settings or SamplingSettings(), seed
+        self.api_key_env, self.concurrency, self.max_retries = api_key_env, concurrency, max_retries
+        self.batch_size = max(batch_size, 1)
+        self.endpoints = Endpoints(urls, patience=max_retries, timeout=timeout)
+        self.fingerprint = json.dumps(["server", model, revision])  # neither address nor key: both may change
+        self.usage = Usage()
+
+    def check(self) -> None:
+        """Ask every URL for its models, once.
+
+        Raises:
+            UserError: No URL can be reached, the key is refused, or a server lists models and not this one.
+        """
+        in_thread(lambda _: self._check(), lambda _: None, 1)
+
+    def answers(
+        self,
+        prompts: Sequence[Messages],
+        counts: Sequence[int],
+        *,
+        settings: SamplingSettings | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[Answer]]:
+        """Answers 0..counts[i]-1 to every prompt, from the store where it has them.
+
+        Every answer is one request. What arrives is kept, whatever happens afterwards.
+
+        Args:
+            prompts: Chat messages.
+            counts: Answers wanted per prompt.
+            settings: The distribution; default: the constructor's.
+            progress: Called with (answers, new tokens); new tokens are 0 for stored answers.
+
+        Returns:
+            `counts[i]` answers for each prompt.
+
+        Raises:
+            UserError: The servers cannot be reached, refuse the request or keep failing.
+        """
+        settings = settings or self.settings
+        shape = {**asdict(settings), "seed": self.seed}
+        keys = [
+            [answer_key(self.fingerprint, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)
+        ]
+        wanted = Counter(key for ks in keys for key in ks)
+        todo = {key: p for p, ks in zip(prompts, keys, strict=True) for key in ks if key not in self.store}
+        stored = sum(n for key, n in wanted.items() if key not in todo)
+        self.usage.stored += stored
+        if progress is not None:
+            progress(stored, 0)
+
+        def keep(batch: list[tuple[str, Answer]]) -> None:
+            self.store.add(batch)
+            if progress is not None:
+                progress(sum(wanted[key] for key, _ in batch), sum(answer.tokens for _, answer in batch))
+
+        if todo:
+            try:
+                in_thread(lambda put: self._ask_all(todo, settings, put), keep, self.batch_size)
+            except UserError as error:
+                kept = sum(key in self.store for key in wanted)
+                fix = f"{error.fix}; {kept} of {len(wanted)} answers are kept: starting again goes on from there"
+                raise UserError(error.what, where=error.where, why=error.why, fix=fix.removeprefix("; ")) from None
+        return [[self.store[key] for key in ks] for ks in keys]
+
+    # --- in the event loop --------------------------------------------------------------------------------------------
+
+    async def _check(self) -> None:
+        async with self.endpoints.clients(read_key(self.api_key_env)):
+            found = await asyncio.gather(*(one.models() for one in self.endpoints.all), return_exceptions=True)
+            pairs = list(zip(self.endpoints.all, found, strict=True))
+            for one, models in pairs:
+                if isinstance(models, list) and not self._listed(models):
+                    raise UserError(
+                        f"{one.url} has no model {self.model!r}",
+                        where="config key llm.server.model",
+                        why=f"it has {', '.join(models[:10])}",
+                        fix="use one of these names, or start the server with this model",
+                    )
+                if isinstance(models, BaseException) and not unreachable(models):
+                    raise await self._explained(models, one) if isinstance(models, OpenAIError) else models
+            down = [(one, error) for one, error in pairs if isinstance(error, BaseException)]
+            if len(down) == len(pairs):
+                raise self._nobody(down[0][1])
+            for one, error in down:
+                self.endpoints.set_aside(one, error)
+
+    def _listed(self, models: Sequence[str]) -> bool:
+        """Whether the model is among those listed; `transformers serve` lists no local folders and no revisions."""
+        return self.model in models or self.model.split("@")[0] in models or self.model.startswith(("/", ".", "~"))
+
+    async def _ask_all(self, todo: dict[str, Messages], settings: SamplingSettings, put: Put) -> None:
+        """Ask for every answer; `put` has each as it arrives."""
+        room = asyncio.Semaphore(self.concurrency)
+
+        async def ask(key: str, prompt: Messages) -> None:
+            try:
+                put((key, await self._answer(key, prompt, settings)))
+            finally:
+                room.release()
+
+        async with self.endpoints.clients(read_key(self.api_key_env)):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for key, prompt in todo.items():
+                        await room.acquire()  # tasks are made as there is room: a request may be 100,000 prompts
+                        group.create_task(ask(key, prompt))
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+
+    async def _answer(self, key: str, prompt: Messages, settings: SamplingSettings) -> Answer:
+        """One answer, after as many attempts as it takes and is allowed."""
+        last: list[Endpoint] = []  # the URL that failed this request
+
+        def stop(state: RetryCallState) -> bool:
+            # A URL that cannot be reached has attempts of its own, until it is set aside.
+            if unreachable(_error(state)):
+                return state.attempt_number > (self.max_retries + 1) * len(self.endpoints.all)
+            return state.attempt_number > self.max_retries
+
+        def wait(state: RetryCallState) -> float:
+            if unreachable(_error(state)):
+                return 0.0  # `pick` waits until a URL has rested
+            asked = retry_after(_error(state))
+            return pause(state.attempt_number) if asked is None else asked + pause(1) / 4
+
+        retrying = AsyncRetrying(stop=stop, wait=wait, retry=retry_if_exception(transient), reraise=True)
+        try:
+            return await retrying(self._attempt, key, prompt, settings, last)
+        except NoneLeft:
+            raise self._nobody(self.endpoints.last_error) from None
+        except (OpenAIError, Malformed) as error:
+            raise await self._explained(error, last[-1]) from None
+
+    async def _attempt(self, key: str, prompt: Messages, settings: SamplingSettings, last: list[Endpoint]) -> Answer:
+        one = await self.endpoints.pick(last[-1] if last else None)
+        self.usage.retries += bool(last)
+        last.append(one)
+        assert one.client is not None
+        one.in_flight, one.asked, started = one.in_flight + 1, one.asked + 1, time.monotonic()
+        self.usage.requests += 1
+        try:
+            # Plain dictionaries: the client's typed requests and answers would cost a third more processor time.
+            body = await one.client.post(
+                "/chat/completions",
+                cast_to=object,
+                body={
+                    "model": self.model,
+                    "messages": prompt,
+                    "temperature": settings.temperature,
+                    "top_p": settings.top_p,
+                    "max_tokens": settings.max_new_tokens,
+                    "seed": int(key[:8], 16) >> 1,  # 31 bits: what every server takes
+                },
+            )
+        except APIConnectionError as error:
+            if unreachable(error):
+                self.endpoints.failed(one, started, error)
+            raise
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise Malformed(f"the body is no JSON: {error}") from None
+        finally:
+            one.in_flight -= 1
+        one.failures, one.rest_until = 0, 0.0
+        return self._read(body)
+
+    def _read(self, body: Any) -> Answer:
+        """Take the answer out of a chat completion."""
+        try:
+            choice = body["choices"][0]
+            text, finish = choice["message"].get("content") or "", choice.get("finish_reason") or "unknown"
+            if not isinstance(text, str) or not isinstance(finish, str):
+                raise TypeError("content and finish_reason are to be texts")
+        except (AttributeError, TypeError, IndexError, KeyError) as error:
+            raise Malformed(f"the body is no chat completion ({error!r}): {str(body)[:LONGEST_BODY]}") from None
+        usage = body.get("usage")
+        told = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
+        prompt_tokens, tokens = (n if isinstance(n, int) else 0 for n in told)
+        self.usage.unmetered += not all(isinstance(n, int) for n in told)
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += tokens
+        text = text.strip()
+        self.usage.empty += not text
+        return Answer(text=text, tokens=tokens, finish=finish)
+
+    async def _explained(self, error: BaseException, one: Endpoint) -> UserError:
+        known = None
+        if getattr(error, "status_code", 0) == 404:
+            try:
+                known = await one.models()
+            except OpenAIError:
+                known = None  # the message is about the first error
+        key = read_key(self.api_key_env)
+        return explain(error, one.url, model=self.model, key=key, variable=self.api_key_env, known=known)
+
+    def _nobody(self, error: BaseException) -> UserError:
+        urls = ", ".join(one.url for one in self.endpoints.all)
+        return UserError(
+            f"no server answers at {urls}",
+            where="config key llm.server.urls",
+            why=cause_of(error),
+            fix="start the server, or correct the address",
+        )
+
+
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None

@@ -1,0 +1,255 @@
+"""The rows of Re2LLM's result table: every way of ranking the same sessions, from chance to the oracle."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_rec.config import plain
+from lit_rec.metrics.sessions import rank_metrics, target_ranks
+from lit_rec.recipes.hint_loop import HintLoop
+from lit_rec.rerankers.sasrec import fit_sasrec, sasrec_scores
+from lit_rec.rerankers.session_baselines import item_knn_scores, popularity_scores
+from lit_rec.run.progress import step
+
+AGENTS = ("ppo", "full_information")
+Ranks = dict[str, Tensor]  # split -> [seeds, draws, n]: a row's value is the mean over the draws
+
+
+class SessionRows:
+    """Ranks of the targets by every row.
+
+    Args:
+        loop: Hints, rewards and agents.
+    """
+
+    def __init__(self, loop: HintLoop) -> None:
+        self.loop, self.ground, self.cfg, self.run = loop, loop.ground, loop.cfg, loop.run
+        self.data, self.rounds = self.ground.data, loop.rounds
+        self.splits = [split for split in ("validation", "test") if len(self.ground.part(split))]
+
+    # --- the table ----------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> pl.DataFrame:
+        """Per-session metrics of every row that is switched on."""
+        frames = [self._random()] if self.cfg.evaluation.rows.random else []
+        for name, on in self.cfg.evaluation.rows.items():
+            if on and name != "random":
+                frames += self._frames(name, self.ranks(name))
+        table = pl.concat(frames)
+        for row, part in table.filter(pl.col("split") == "test").group_by("row"):
+            board = self.loop.board(f"rows/{row[0]}").experiment
+            for column in (c for c in part.columns if "|" in c):
+                board.add_scalar(f"test/{column.split('|')[0]}", part[column].mean(), 0)
+            board.flush()
+        return table
+
+    def _frames(self, name: str, ranks: Ranks) -> list[pl.DataFrame]:
+        size, ks = self.data.lists.items.shape[1], list(self.cfg.evaluation.ks)
+        return [
+            self.ground.frame(
+                name,
+                split,
+                self.ground.part(split),
+                {metric: values.mean(0) for metric, values in rank_metrics(drawn, ks, size).items()},
+                seed,
+            )
+            for split, found in ranks.items()
+            for seed, drawn in enumerate(found)
+        ]
+
+    def _random(self) -> pl.DataFrame:
+        """Chance: the exact expectation, every rank being equally likely."""
+        size, frames = self.data.lists.items.shape[1], []
+        for split in self.splits:
+            sessions = self.ground.part(split)
+            real = (self.data.lists.items[sessions] > 0).sum(1)
+            each = rank_metrics(torch.arange(1, size + 1), list(self.cfg.evaluation.ks), size)
+            means = {name: (values.double().cumsum(0)[real - 1] / real).float() for name, values in each.items()}
+            frames.append(self.ground.frame("random", split, sessions, means))
+        return pl.concat(frames)
+
+    def ranks(self, name: str) -> Ranks:
+        """Ranks of a row as a stage."""
+
+        def build(work: Path) -> None:
+            found = getattr(self, f"_{name}")()
+            save_file({split: ranks.contiguous() for split, ranks in found.items()}, work / "ranks.safetensors")
+
+        key: dict[str, Any] = {"seed": self.cfg.seed, "test": self.cfg.evaluation.test}
+        after = ["sessions"]
+        if name == "sasrec":
+            key["sasrec"] = plain(self.cfg.evaluation.sasrec)
+        elif name in ("empty_prompt", "no_hint"):
+            after = ["scoring"]
+        elif name not in ("popularity", "item_knn"):
+            after = self._made_from(name)
+        folder = self.run.run_stage(f"rows/{name}", build, key=key, after=tuple(after))
+        return load_file(folder / "ranks.safetensors")
+
+    def _made_from(self, name: str) -> list[str]:
+        """Visit the stages that a hint row is made from, and name them."""
+        after = [f"round_{self.rounds}/hints"]
+        if self.cfg.evaluation.matrix:
+            for split in self.splits:
+                self._matrix(split)
+            after.append("matrix/test")
+        if self.cfg.agent.rewards == "matrix":
+            after.append(f"round_{self.rounds}/rewards")
+        elif self.cfg.evaluation.matrix and "validation" in self.splits:
+            after.append("matrix/validation")
+        return after + (self.agents(name) if name in AGENTS else [])
+
+    # --- without a language model -------------------------------------------------------------------------------------
+
+    def _scored(self, scores: Callable[[Tensor], Tensor]) -> Ranks:
+        return {split: self._places(self.ground.part(split), scores)[None, None] for split in self.splits}
+
+    def _places(self, sessions: Tensor, scores: Callable[[Tensor], Tensor]) -> Tensor:
+        candidates = self.data.lists.items[sessions]
+        target = torch.tensor([self.ground.target(s) for s in sessions.tolist()], dtype=torch.long)
+        return target_ranks(scores(sessions), candidates, target, seed=self.cfg.seed)
+
+    def _popularity(self) -> Ranks:
+        d = self.data
+        return self._scored(lambda index: popularity_scores(d.sequences, d.lists, index, len(d.items) - 1))
+
+    def _item_knn(self) -> Ranks:
+        d = self.data
+        return self._scored(lambda index: item_knn_scores(d.sequences, d.lists, index, len(d.items) - 1))
+
+    def _sasrec(self) -> Ranks:
+        d = self.data
+        with step("SASRec", 1, "fits") as progress:
+            module = fit_sasrec(
+                d.sequences,
+                len(d.items) - 1,
+                validation=(d.lists, d.splits.validation),
+                seed=self.cfg.seed,
+                accelerator=self.ground.accelerator,
+                **self.cfg.evaluation.sasrec,
+            )
+            progress(1)
+        return self._scored(lambda index: sasrec_scores(module, d.lists, index))
+
+    # --- the language model -------------------------------------------------------------------------------------------
+
+    def _empty_prompt(self) -> Ranks:
+        with step("ranking without the session", 2, "splits") as progress:
+
+            def scores(sessions: Tensor) -> Tensor:
+                found = self.ground.ranker.empty_scores(sessions)
+                progress(1)
+                return found
+
+            return self._scored(scores)
+
+    def _no_hint(self) -> Ranks:
+        none = {split: torch.zeros(len(self.ground.part(split)), dtype=torch.long) for split in self.splits}
+        return {split: self._with(split, actions) for split, actions in none.items()}
+
+    def _random_hint(self) -> Ranks:
+        """The mean over all hints; without the matrix one hint drawn per session."""
+        if self.cfg.evaluation.matrix:
+            return {split: self._matrix(split)[:, 1:].T[None] for split in self.splits}
+        chance = torch.Generator().manual_seed(self.cfg.seed)
+        hints = len(self.loop.base(self.rounds).kept)
+        return {
+            split: self._with(split, torch.randint(1, hints + 1, (len(self.ground.part(split)),), generator=chance))
+            for split in self.splits
+        }
+
+    def _best_fixed_hint(self) -> Ranks:
+        return {split: self._with(split, self.actions("best_fixed_hint", split)[0]) for split in self.splits}
+
+    def _ppo(self) -> Ranks:
+        return self._of_agents("ppo")
+
+    def _full_information(self) -> Ranks:
+        return self._of_agents("full_information")
+
+    def _of_agents(self, name: str) -> Ranks:
+        def over_seeds(split: str) -> Tensor:
+            return torch.cat([self._with(split, actions) for actions in self.actions(name, split)])
+
+        return {split: over_seeds(split) for split in self.splits}
+
+    def _oracle(self) -> Ranks:
+        """The best of all hints and none, chosen by looking at the target."""
+        return {split: self._matrix(split).min(1).values[None, None] for split in self.splits}
+
+    def _with(self, split: str, actions: Tensor) -> Tensor:
+        """[1, 1, n] ranks when these actions [n] are taken."""
+        sessions = self.ground.part(split)
+        if self.cfg.evaluation.matrix and actions.any():
+            return self._matrix(split).gather(1, actions[:, None]).squeeze(1)[None, None]
+        if actions.any():
+            self.loop.asked.set_hints(self.loop.base(self.rounds).texts)
+        return self.loop.ranks(sessions, actions, f"ranking {split} sessions")[None, None]
+
+    def _matrix(self, split: str) -> Tensor:
+        """[n, A + 1] ranks with every action."""
+        if split == "test":
+            return self.test_matrix["ranks"]
+        return self.loop.all_ranks(self.ground.part(split), self.rounds)
+
+    @cached_property
+    def test_matrix(self) -> dict[str, Tensor]:
+        """Ranks and gains of every hint for the test sessions."""
+        return self.loop.matrix("matrix/test", self.ground.test, self.rounds)
+
+    # --- what was chosen ----------------------------------------------------------------------------------------------
+
+    def agents(self, name: str) -> list[str]:
+        """Stages of the agents of a row, one per seed; the first PPO agent is the one that led the reflection."""
+        stages = [f"agents/{name}_{seed}" for seed in range(self.cfg.agent.seeds)]
+        return [f"round_{self.rounds}/agent", *stages[1:]] if name == "ppo" else stages
+
+    def actions(self, name: str, split: str) -> list[Tensor]:
+        """The actions [n] a row takes, per seed."""
+        sessions = self.ground.part(split)
+        if name == "best_fixed_hint":
+            return [torch.full((len(sessions),), self.best_fixed, dtype=torch.long)]
+        states = self.ground.states[sessions]
+        return [self.loop.policy(self.rounds, stage).greedy(states) for stage in self.agents(name)]
+
+    @cached_property
+    def best_fixed(self) -> int:
+        """The one action that does best on the training sessions; online: in what the filter saw of them."""
+        if self.cfg.agent.rewards == "matrix":
+            train = self.data.splits.train
+            gains = self.loop.matrix_of(self.rounds)["gains"][: len(train)]  # the training sessions stand first
+            return 1 + int(gains[:, 1:].mean(0).argmax())
+        kept = self.loop.base(self.rounds).kept
+        return 1 + max(range(len(kept)), key=lambda n: kept[n].gain_others or -math.inf)
+
+    def choices(self) -> pl.DataFrame:
+        """What each row picked for every test session: session, agent, hint (its id, 0 = none), rank, rank_no_hint."""
+        sessions, rows = self.ground.test, self.cfg.evaluation.rows
+        kept = self.loop.base(self.rounds).kept
+        ids = torch.tensor([0, *(hint.id for hint in kept)])
+        plain_ranks = self.ranks("no_hint")["test"][0, 0] if rows.no_hint else None
+        frames = []
+        for name in ("best_fixed_hint", *AGENTS, "oracle"):
+            if not rows[name]:
+                continue
+            oracle = name == "oracle"
+            actions = self._matrix("test").min(1).indices if oracle else self.actions(name, "test")[0]
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "session": sessions.numpy(),
+                        "agent": [name] * len(sessions),
+                        "hint": ids[actions].numpy(),
+                        "rank": self.ranks(name)["test"][0, 0].numpy(),
+                        "rank_no_hint": None if plain_ranks is None else plain_ranks.numpy(),
+                    }
+                )
+            )
+        return pl.concat(frames) if frames else pl.DataFrame()

@@ -1,0 +1,122 @@
+"""The part of a report that tells of rounds of preference optimisation: rewards, answers, training, pairs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from lit_rec.run.figures import length_figure, rewards_figure, rounds_figure
+from lit_rec.run.reranking_story import round_number
+from lit_rec.run.results import with_interval
+
+EXAMPLES = 12  # pairs shown per group
+_POLICY_COLUMNS = (
+    ("train_reward_mean", "mean reward", ".4f"),
+    ("reward_spread", "spread per user", ".4f"),
+    ("tie_rate", "users with ties only", ".1%"),
+    ("unique_answer_rate", "unique answers", ".1%"),
+    ("distinct_2", "distinct-2", ".3f"),
+    ("cut_rate", "answers cut off", ".1%"),
+    ("answer_tokens_mean", "tokens per answer", ".1f"),
+    ("reward_length_correlation", "reward-length correlation", "+.2f"),
+    ("pairs", "pairs", ",d"),
+)
+_TRAIN_COLUMNS = (
+    ("loss", "DPO loss", ".4f"),
+    ("margin", "margin", ".4f"),
+    ("accuracy", "accuracy", ".1%"),
+    ("chosen_reward", "implicit reward, chosen", "+.4f"),
+    ("rejected_reward", "implicit reward, rejected", "+.4f"),
+    ("kl", "KL to reference", ".4f"),
+)
+
+
+def round_context(
+    rounds: Sequence[Mapping[str, Any]], rewards: pl.DataFrame | None, pairs: pl.DataFrame | None
+) -> dict[str, Any]:
+    """Return what `report_rounds.html.j2` shows; the arguments are those of `write_report`."""
+    rewards = None if rewards is None or rewards.is_empty() else rewards
+    return {
+        "rounds_figure": rounds_figure([r for r in rounds if not _is_control(r)]),
+        "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
+        "length_figure": length_figure(rewards) if rewards is not None else None,
+        "round_tables": _round_tables(rounds),
+        "example_groups": _examples(pairs),
+    }
+
+
+def _round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Two tables, answers and training, without the columns that no round has."""
+    answers = [(_state_name(s), {**s, **_held_out(s)}) for s in rounds]
+    training = [(_state_name(s), {**(s.get("train") or {}), "seconds": s.get("seconds")}) for s in rounds]
+    held_out = (("held_out", "held-out reward", "s"),)
+    tables = [
+        make_table("Answers and rewards", answers, (*held_out, *_POLICY_COLUMNS)),
+        make_table("Training", training, (*_TRAIN_COLUMNS, ("seconds", "seconds", ",.0f"))),
+    ]
+    return [t for t in tables if t["columns"]]
+
+
+def _held_out(state: Mapping[str, Any]) -> dict[str, Any]:
+    value = state.get("heldout_reward")
+    if not value or not known(value.get("mean")):
+        return {"held_out": None}
+    return {"held_out": with_interval({"mean": value["mean"], "ci95": value.get("ci95") or (None, None)})}
+
+
+def _is_control(state: Mapping[str, Any]) -> bool:
+    name = state.get("name")
+    return bool(name) and name != "zero_shot" and round_number(str(name)) is None
+
+
+def _state_name(state: Mapping[str, Any]) -> str:
+    if _is_control(state):
+        return str(state["name"])
+    return "zero-shot" if state["round"] == 0 else f"round {state['round']}"
+
+
+def known(value: Any) -> bool:
+    """Whether a cell has something to show: neither missing nor nan."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def make_table(
+    title: str, lines: Sequence[tuple[str, Mapping[str, Any]]], columns: Sequence[tuple[str, str, str]]
+) -> dict[str, Any]:
+    """Return a table without the columns that no line has.
+
+    Args:
+        title: Above it.
+        lines: (name, values) of each line; one with none of the columns is left out.
+        columns: (key, label, format) of each column; what has none of a key gets an empty cell.
+    """
+    used = [c for c in columns if any(known(values.get(c[0])) for _, values in lines)]
+    return {
+        "title": title,
+        "columns": [label for _, label, _ in used],
+        "lines": [
+            {
+                "name": name,
+                "cells": [format(v[key], form) if known(v.get(key)) else "" for key, _, form in used],
+            }
+            for name, v in lines
+            if any(known(v.get(key)) for key, _, _ in used)
+        ],
+    }
+
+
+def _examples(pairs: pl.DataFrame | None) -> list[dict[str, Any]]:
+    """Return the pairs with the largest gaps, and random ones, which do not flatter."""
+    if pairs is None or pairs.is_empty():
+        return []
+    gaps = pairs.with_columns(gap=pl.col("chosen_reward") - pl.col("rejected_reward")).with_row_index("line")
+    largest = gaps.sort("gap", descending=True, nulls_last=True, maintain_order=True).head(EXAMPLES)
+    rest = gaps.filter(~pl.col("line").is_in(largest["line"].to_list()))
+    chosen = rest.sample(min(EXAMPLES, len(rest)), seed=0).sort("line")
+    groups = [("Largest reward gaps", largest), ("Drawn at random", chosen)]
+    return [
+        {"title": title, "pairs": part.to_dicts(), "open": part is largest}
+        for title, part in groups
+        if not part.is_empty()
+    ]
