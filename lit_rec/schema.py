@@ -288,7 +288,7 @@ class AgentConfig:
     minibatches: int = 1
     lr: float = 3e-4
     clip: float = 0.05
-    entropy_coef: float = 0.01
+    entropy_coef: float = 0.1  # with less, hints of a later round are hardly tried
     value_coef: float = 0.5
     max_grad_norm: float = 0.5
     target_kl: float | None = None

@@ -48,20 +48,20 @@ class HintEnvironment:
         Returns:
             ranks [n, hints] int64, log-probabilities [n, hints] float64.
         """
-        missing = [
-            (s, [h for h in dict.fromkeys(tried) if (s, h) not in self._known])
-            for s, tried in zip(sessions.tolist(), hints, strict=True)
-        ]
-        missing = [(s, tried) for s, tried in missing if tried]
-        for start in range(0, len(missing), CHUNK):
-            self._work(missing[start : start + CHUNK])
+        # Chunks are cut from the whole request, and asked whole: a run that was killed asks the same again, and what the
+        # store has of it costs nothing.
+        wanted = [(s, list(dict.fromkeys(tried))) for s, tried in zip(sessions.tolist(), hints, strict=True)]
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            if any((s, hint) not in self._known for s, tried in chunk for hint in tried):
+                self._work(chunk)
         found = [[self._known[s, h] for h in tried] for s, tried in zip(sessions.tolist(), hints, strict=True)]
         ranks = torch.tensor([[rank for rank, _ in row] for row in found], dtype=torch.long)
         return ranks, torch.tensor([[logp for _, logp in row] for row in found], dtype=torch.float64)
 
     def _work(self, wanted: list[tuple[int, list[str | None]]]) -> None:
         if self.ranker.shortlist is not None:
-            self._rank([(s, [None]) for s, tried in wanted if (s, None) not in self._known])
+            self._rank([(s, [None]) for s, _ in wanted])
             wanted = self._within_reach(wanted)
         self._rank(wanted)
 

@@ -28,7 +28,8 @@ class PPOSettings:
         lr: Adam's learning rate at the start of a round; it falls linearly to zero over the round.
         clip: how far the probability ratio may move from 1.
         clip_value: also hold the critic within `clip` of its values at the rollout.
-        entropy_coef: weight of the entropy bonus, beside advantages of deviation 1 (`normalize_advantage`) or rewards.
+        entropy_coef: weight of the entropy bonus, beside advantages (full information: rewards) of deviation 1 where
+            `normalize_advantage` is set.
             Over several rounds it decides whether later hints are found: a policy that has settled firmly hardly tries
             them, and `exploration` does not help, for what it draws has next to no gradient.
         value_coef: weight of the critic's loss.
@@ -357,7 +358,10 @@ class FullInformationAgent(HintAgent):
     def loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the expected reward, and the entropy bonus."""
         logp = self.policy.log_probs(rows["states"], self.settings.exploration)
-        policy_loss = losses.full_information_loss(logp, rows["returns"])
+        returns = rows["returns"]
+        if self.settings.normalize_advantage:  # so that the entropy bonus weighs as much as it does in PPO
+            returns = losses.normalise(returns.flatten()).view_as(returns)
+        policy_loss = losses.full_information_loss(logp, returns)
         entropy = losses.entropy(logp).mean()
         moved = (rows["logp"].exp() * (rows["logp"] - logp)).sum(-1).mean().detach()
         logged = {"policy_loss": policy_loss, "entropy": entropy, "approx_kl": moved}

@@ -35,10 +35,7 @@ class FittedAgent:
 
 
 class KeepHistory(Checkpoint):
-    """Every epoch's metrics, and the order of the training sessions, so that both survive a restart.
-
-    It is a `Checkpoint`, so that Lightning calls it when the metrics are complete.
-    """
+    """Every epoch's metrics; a `Checkpoint`, so that it is called when they are complete, and survives a restart."""
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
@@ -47,14 +44,6 @@ class KeepHistory(Checkpoint):
         """Note the epoch's metrics."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.history.append({"epoch": trainer.current_epoch, **metrics})
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Where the shuffling of training sessions stands."""
-        checkpoint["order"] = trainer.datamodule.order.get_state()  # type: ignore[attr-defined]
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on shuffling from there: batches of another order would make another agent."""
-        trainer.datamodule.order.set_state(checkpoint["order"])  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far."""

@@ -1,5 +1,7 @@
 """The DataModule of everything that ranks: candidate lists, served a batch at a time by one gather per field."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -65,6 +67,14 @@ class SessionDataModule(L.LightningDataModule):
     def index(self, split: str) -> Tensor:
         """The lists of a part of the users."""
         return self.lists.of_users(getattr(self.splits, split))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the shuffling stands: a resumed fit must see the batches of an undisturbed one."""
+        return {"order": self.order.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on shuffling from there."""
+        self.order.set_state(state_dict["order"])
 
     def _loader(self, split: str, *, train: bool = False) -> DataLoader[Batch]:
         data = _Batches(self.lists, self.index(split), self.with_history)

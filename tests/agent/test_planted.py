@@ -41,9 +41,7 @@ class Trained:
 
 
 def fit(world: Planted, seed: int, kind: type[HintAgent] = PPOAgent, rewards: Tensor | None = None) -> FittedAgent:
-    # Where nothing is normalised the bonus is weighed against the rewards themselves.
-    settings = SETTINGS | ({"entropy_coef": 0.05} if kind is FullInformationAgent else {})
-    agent = make_agent(world, kind=kind, environment=world.environment(OLD, rewards), seed=seed, **settings)
+    agent = make_agent(world, kind=kind, environment=world.environment(OLD, rewards), seed=seed, **SETTINGS)
     return fit_agent(agent, world.data(seed), max_epochs=EPOCHS)
 
 

@@ -363,7 +363,8 @@ def test_the_logged_reward_is_that_of_the_choices(world: Planted) -> None:
 
 
 def test_full_information_logs_expected_rewards(world: Planted) -> None:
-    agent = make_agent(world, kind=FullInformationAgent, **{**SETTINGS, "lr": 0.0, "state_noise": 0.0})
+    raw = {"lr": 0.0, "state_noise": 0.0, "normalize_advantage": False}
+    agent = make_agent(world, kind=FullInformationAgent, **{**SETTINGS, **raw})
     train = world.splits.train
     with torch.no_grad():
         chances = agent.policy.log_probs(world.states[train], SETTINGS["exploration"]).exp()

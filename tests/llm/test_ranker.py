@@ -143,7 +143,7 @@ def test_questions_are_counted(llm: LanguageModel) -> None:
 def test_shortlist_rescores_the_best_alone(llm: LanguageModel, template: str, shortlist: int) -> None:
     measure = Measure(0.3, 0.5)
     whole, ranker = make(llm, template, measure=measure), make(llm, template, measure=measure, shortlist=shortlist)
-    hints = [[HINT, None], [None], [], [None, HINT, "Avoid Old films"]]
+    hints = [[HINT, None], [None], [HINT], [None, HINT, "Avoid Old films"]]
     found, full = ranker.scores(SESSIONS, hints), whole.scores(SESSIONS, hints)
     within = ranker.shortlisted(SESSIONS)
     for n, (s, tried) in enumerate(zip(SESSIONS.tolist(), hints, strict=True)):
@@ -274,7 +274,8 @@ def test_counts_add_up() -> None:
     answers = iter(["", "{0}\n{1}\n{2}", "{0}\nHeat\n{0}", "{1}"])
 
     def rule(prompt: str) -> str:
-        return numbered(next(answers).format(*candidates_of(prompt)).split("\n"))
+        written = next(answers).format(*candidates_of(prompt))
+        return numbered(written.split("\n")) if written else ""
 
     ranker = make(Script(rule), method="generate")
     scores = ranker.scores(SESSIONS, [[None]] * 4)
