@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.session_worlds import make_session_world
 from tests.worlds import World, make_world
 
 # A process that imports everything once and forks one run after another, each killed at its own point: a real SIGKILL
@@ -65,7 +67,7 @@ DRIVER = textwrap.dedent("""
         print(json.dumps([when, where, died, status]), flush=True)
 """)
 
-POINTS = [
+RERANKING = [
     ["answer", 2],
     ["before", "zero_shot/answers"],
     ["after", "zero_shot/reward_model"],
@@ -82,6 +84,26 @@ POINTS = [
     ["before", "results.json"],
     ["before", "report.html"],
 ]
+SESSIONS = [
+    ["answer", 2],
+    ["before", "stages/scoring"],
+    ["answer", 3],
+    ["before", "round_1/hints"],
+    ["answer", 2],
+    ["after", "round_1/rewards"],
+    ["after", "agent.ckpt"],
+    ["before", "round_1/agent"],
+    ["answer", 1],
+    ["before", "round_2/hints"],
+    ["after", "round_2/rewards"],
+    ["after", "agent.ckpt"],
+    ["before", "agents/full_information_1"],
+    ["before", "matrix/test"],
+    ["before", "rows/oracle"],
+    ["before", "hints.json"],
+    ["before", "report.html"],
+]
+RECIPES = {"reranking": (make_world, RERANKING), "sessions": (make_session_world, SESSIONS)}
 
 
 def drive(world: World, points: list[list[object]]) -> list[list[object]]:
@@ -101,33 +123,42 @@ def stored_keys(world: World) -> list[str]:
     return [key for line in lines for key in json.loads(line)]
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, World, list[list[object]]]:
+@dataclass(frozen=True)
+class Worlds:
     """The same experiment undisturbed, and killed at every point."""
-    quiet, killed = (make_world(tmp_path_factory.mktemp(name)) for name in ("quiet", "killed"))
+
+    quiet: World
+    killed: World
+    points: list[list[object]]
+    attempts: list[list[object]]
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    make, points = RECIPES[request.param]
+    quiet, killed = (make(tmp_path_factory.mktemp(name)) for name in ("quiet", "killed"))
     drive(quiet, [])
-    return quiet, killed, drive(killed, POINTS)
+    return Worlds(quiet, killed, points, drive(killed, points))
 
 
-def test_every_point_was_reached(worlds: tuple[World, World, list[list[object]]]) -> None:
-    assert [(when, where) for when, where, died, _ in worlds[2] if died] == [tuple(p) for p in POINTS]
+def test_every_point_was_reached(worlds: Worlds) -> None:
+    assert [(when, where) for when, where, died, _ in worlds.attempts if died] == [tuple(p) for p in worlds.points]
 
 
-def test_results_are_the_same_to_the_byte(worlds: tuple[World, World, list[list[object]]]) -> None:
-    quiet, killed, _ = worlds
-    assert (killed.run / "results.json").read_bytes() == (quiet.run / "results.json").read_bytes()
-    assert len(json.loads((quiet.run / "results.json").read_text())) > 100
+def test_results_are_the_same_to_the_byte(worlds: Worlds) -> None:
+    for name in ("results.json", "hints.json"):
+        if (worlds.quiet.run / name).exists():
+            assert (worlds.killed.run / name).read_bytes() == (worlds.quiet.run / name).read_bytes()
+    assert len(json.loads((worlds.quiet.run / "results.json").read_text())) > 100
 
 
-def test_no_answer_was_generated_twice(worlds: tuple[World, World, list[list[object]]]) -> None:
-    quiet, killed, _ = worlds
-    keys = stored_keys(killed)
+def test_no_answer_was_generated_twice(worlds: Worlds) -> None:
+    keys = stored_keys(worlds.killed)
     assert len(keys) == len(set(keys))
-    assert set(keys) == set(stored_keys(quiet))
+    assert set(keys) == set(stored_keys(worlds.quiet))
 
 
-def test_nothing_half_written_is_left(worlds: tuple[World, World, list[list[object]]]) -> None:
-    _, killed, _ = worlds
-    stages = [p for p in (killed.run / "stages").rglob("*") if p.is_dir() and p.name.startswith(".")]
+def test_nothing_half_written_is_left(worlds: Worlds) -> None:
+    stages = [p for p in (worlds.killed.run / "stages").rglob("*") if p.is_dir() and p.name.startswith(".")]
     assert stages == []
-    assert (killed.run / "report.html").is_file()
+    assert (worlds.killed.run / "report.html").is_file()

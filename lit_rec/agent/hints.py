@@ -56,7 +56,7 @@ class HintBase:
 
     @property
     def kept(self) -> list[Hint]:
-        """The base proper: action a > 0 of the agent is `kept[a - 1]`. It only grows, in order of keeping."""
+        """The base proper: action a > 0 of the agent is `kept[a - 1]`. It only grows, round by round."""
         return sorted((h for h in self.hints if h.fate == KEPT), key=lambda h: h.round)
 
     @property

@@ -48,8 +48,8 @@ class HintEnvironment:
         Returns:
             ranks [n, hints] int64, log-probabilities [n, hints] float64.
         """
-        # Chunks are cut from the whole request, and asked whole: a run that was killed asks the same again, and what the
-        # store has of it costs nothing.
+        # Chunks are cut from the whole request, and asked whole: a run that was killed asks the same again, and what
+        # the store has of it costs nothing.
         wanted = [(s, list(dict.fromkeys(tried))) for s, tried in zip(sessions.tolist(), hints, strict=True)]
         for start in range(0, len(wanted), CHUNK):
             chunk = wanted[start : start + CHUNK]

@@ -171,7 +171,8 @@ class SessionRanker:
         hinted = self._measured(sessions, advised, progress, short)
         for tried, base, chosen, found in zip(hints, plain, short, hinted, strict=True):
             rows = iter(found)
-            scores.append(torch.stack([base if h is None else _above(next(rows), base, chosen) for h in tried]))
+            ranked = [base if h is None else _above(next(rows), base, chosen) for h in tried]
+            scores.append(torch.stack(ranked) if ranked else base[None][:0])
         return scores
 
     def shortlisted(self, sessions: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from lit_rec.errors import UserError
 from lit_rec.llm.prompts import TEMPLATES, Messages
 from lit_rec.llm.scoring import Question
 
-CLOSE = 0.88  # titles this alike (difflib's ratio) are taken for the same: a typing slip, not another film
+CLOSE = 0.92  # titles this alike (difflib's ratio) are taken for the same: a typing slip, not another film
+NUMERALS = re.compile(r"\b(\d+|[ivx]+)\b")
 
 
 @functools.cache
@@ -121,7 +123,9 @@ class ParsedRanking:
         return not self.order
 
 
-ENTRY = re.compile(r"^\s*(?:\d{1,3}\s*[.):\-]+|[-*•–]+|#\d{1,3})\s+(?P<title>.+?)\s*$")
+ENTRY = re.compile(
+    r"^\s*[*_]*(?:\d{1,2}\s*[.)]+(?!\d)\s*|\d{1,2}\s*[:\-]+\s+|[-*•–]+\s+|#\d{1,3}\s+)[*_]*\s*(?P<title>\S.*?)\s*$"
+)
 INLINE = re.compile(r"(?:^|\s)\d{1,3}[.)]\s+")
 
 
@@ -144,9 +148,10 @@ def normalised(title: str) -> str:
 def parse_ranking(answer: str, titles: Sequence[str], top: int = 10) -> ParsedRanking:
     """Read a ranked list of candidates from an LLM's answer.
 
-    Numbered and bulleted lines are entries; where there is none, a list written on one line is cut at its numbers, and
-    else every line that names a candidate counts. Titles are matched exactly first, then without case, punctuation,
-    article and year, then by likeness; two candidates of the same title are listed in turn.
+    Numbered and bulleted lines are entries; where there is none, a JSON array of texts is, or a list written on one
+    line is cut at its numbers, and else every line that names a candidate counts. Titles are matched exactly first,
+    then without case, punctuation, article and year, then by likeness; two candidates of the same title are listed in
+    turn.
 
     Args:
         answer: The answer.
@@ -155,7 +160,7 @@ def parse_ranking(answer: str, titles: Sequence[str], top: int = 10) -> ParsedRa
     """
     names: dict[str, list[int]] = {}
     for position, title in enumerate(titles):
-        for name in dict.fromkeys((title.strip(), normalised(title))):
+        for name in filter(None, dict.fromkeys((title.strip(), normalised(title)))):
             names.setdefault(name, []).append(position)
     order: list[int] = []
     unknown = repeated = 0
@@ -177,10 +182,22 @@ def parse_ranking(answer: str, titles: Sequence[str], top: int = 10) -> ParsedRa
 def _entries(answer: str, names: dict[str, list[int]]) -> list[str]:
     lines = [line for line in answer.splitlines() if line.strip()]
     entries = [found["title"] for line in lines if (found := ENTRY.match(line))]
+    if len(entries) < 2 and (listed := _array(answer)):
+        return listed
     if len(entries) < 2:
         inline = [part for line in lines for part in INLINE.split(line)[1:]]
         entries = inline if len(inline) > len(entries) else entries
     return entries or [line for line in lines if _match(line, names)]
+
+
+def _array(answer: str) -> list[str]:
+    """The texts of a JSON array in an answer."""
+    found = re.search(r"\[.*\]", answer, re.DOTALL)
+    try:
+        values = json.loads(found[0]) if found else []
+    except (ValueError, RecursionError):
+        return []
+    return [value for value in values if isinstance(value, str)]
 
 
 def _match(entry: str, names: dict[str, list[int]]) -> list[int]:
@@ -190,5 +207,7 @@ def _match(entry: str, names: dict[str, list[int]]) -> list[int]:
         for name in (text.strip(), normalised(text)):
             if name in names:
                 return names[name]
-    close = difflib.get_close_matches(normalised(entry), names, n=1, cutoff=CLOSE)
-    return names[close[0]] if close else []
+    wanted = normalised(entry)
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=CLOSE)
+    same_part = close and NUMERALS.findall(close[0]) == NUMERALS.findall(wanted)  # "Rocky II" is not "Rocky III"
+    return names[close[0]] if same_part else []

@@ -99,7 +99,7 @@ def check_window(config: PretrainedConfig, length: int) -> None:
             raise UserError(
                 f"prompt and answer take {length} tokens, the model's {name} is {limit}",
                 where="config key llm",
-                fix="a smaller prompt.history or llm.max_new_tokens, or a model with a longer context",
+                fix="show less (prompt.history, ranking.history), ask for less (max_new_tokens), or another model",
             )
 
 

@@ -23,6 +23,8 @@ from lit_rec.llm.prompts import TEMPLATES, Messages
 from lit_rec.llm.sampler import check_window, common_prefix
 from lit_rec.llm.store import Answer, answer_key
 
+END_OF_TURN = "<eos>"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -31,7 +33,8 @@ class Question:
     Attributes:
         prompt: Chat messages; or one message of role "text", which is continued as it stands.
         lead: What stands between the prompt and a title ("1. ").
-        end: What follows a title, so that "Alien" is not credited with "Aliens"; empty: nothing.
+        end: What follows a title, so that "Alien" is not credited with "Aliens"; "<eos>" is the model's own end of a
+            turn; empty: nothing.
         titles: The candidates' titles.
     """
 
@@ -190,7 +193,10 @@ class TitleScorer:
         tokenizer = self.llm.tokenizer
         texts = [f"{gap}{title}" for title in titles]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        stop = tokenizer(end, add_special_tokens=False)["input_ids"][:1] if end else []
+        if end == END_OF_TURN:
+            stop = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        else:
+            stop = tokenizer(end, add_special_tokens=False)["input_ids"][:1] if end else []
         return TitleTree([[*title, *stop] for title in ids])
 
     def _forward(self, rows: list[_Row]) -> dict[str, Answer]:
