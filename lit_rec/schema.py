@@ -244,8 +244,9 @@ class RankingConfig:
     templates: list[str] = field(default_factory=lambda: ["next_v1"])  # below `ranking:` in templates.yaml
     priors: list[float] = field(default_factory=lambda: [0.0])  # weight of the title's likelihood without the session
     lengths: list[float] = field(default_factory=lambda: [0.0])  # 0: sum over a title's tokens, 1: mean
-    # where several templates, priors or lengths are given, the best on this many validation sessions is used throughout
-    choose_on: int = 100
+    # where several templates, priors or lengths are given, the best is used throughout: on this many sessions, those of
+    # validation first, then those of training
+    choose_on: int = 300
     history: int = 10  # at most this many of the session's last items are shown
     top: int = 10  # length of the list
     # likelihood: with a hint only so many candidates are scored again, the best without it; null: all of them

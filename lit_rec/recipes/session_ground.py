@@ -130,13 +130,15 @@ class SessionGround(Models):
 
     @cached_property
     def ranker(self) -> SessionRanker:
-        """The ranker of the whole run: template and measure as chosen on validation sessions."""
+        """The ranker of the whole run: template and measure as chosen on known sessions."""
         chosen = next(line for line in self.scoring if line["chosen"])
         return self._ranker(chosen["template"], Measure(chosen["prior"], chosen["length"]))
 
     @cached_property
     def scoring(self) -> list[dict[str, Any]]:
-        """Every template with every measure, on validation sessions without a hint; one is chosen (METHODS 2.6).
+        """Every template with every measure, on known sessions without a hint; one is chosen (METHODS 2.6).
+
+        The sessions are those of validation, then those of training, as many as are asked for: nothing is trained here.
 
         Returns:
             template, prior, length, ndcg (uncut), ndcg@10, hr@10, sessions, chosen.
@@ -145,7 +147,8 @@ class SessionGround(Models):
         grid = len(r.templates) * len(r.priors) * len(r.lengths)
 
         def build(work: Path) -> dict[str, Any]:
-            sessions = self.data.splits.validation[: r.choose_on] if grid > 1 else torch.zeros(0, dtype=torch.long)
+            known = torch.cat([self.data.splits.validation, self.data.splits.train])
+            sessions = known[: r.choose_on if grid > 1 else 0]
             lines = [line for template in r.templates for line in self._try_template(template, sessions)]
             best = max(range(len(lines)), key=lambda n: (lines[n]["ndcg"], -n))
             for n, line in enumerate(lines):
@@ -168,7 +171,7 @@ class SessionGround(Models):
         candidates = self.data.lists.items[sessions]
         target = torch.tensor([self.target(s) for s in sessions.tolist()])
         scored: list[Tensor] = []
-        with step(f"ranking validation sessions with {template}", len(sessions), "questions") as progress:
+        with step(f"ranking known sessions with {template}", len(sessions), "questions") as progress:
             if r.method == "generate":
                 scored = [torch.cat(ranker.scores(sessions, [[None]] * len(sessions), progress))]
             else:

@@ -40,7 +40,7 @@ class SessionStory:
 
     Attributes:
         scoring: template, prior, length, ndcg, ndcg@10, hr@10, sessions, chosen of every way of asking tried on
-            validation sessions; metrics may be missing where there was nothing to choose.
+            known sessions; metrics may be missing where there was nothing to choose.
         hints: `asdict` of every `Hint`, kept or not.
         choices: session, agent, hint (its id, 0 = none), rank, rank_no_hint (null where unknown), on test sessions.
         examples: group, titles, target, hint ("" = none), rank_no_hint, rank, best_hint, best_rank.
