@@ -168,7 +168,7 @@ def test_bias_is_a_table_or_a_sentence(plain: str, tmp_path: Path) -> None:
 
 def test_the_way_of_asking_is_named_and_a_lone_one_was_not_chosen(plain: str, tmp_path: Path) -> None:
     chosen = "prefer sequels, weight of the prior 0.5, length exponent 1"
-    assert f"Chosen on validation sessions among 2: {chosen}." in plain
+    assert f"Chosen on validation and training sessions among 2: {chosen}." in plain
     assert "NDCG@10</th>" not in plain.split("Everything that was tried")[1].split("</table>")[0]  # nobody has one
     lone = [{"template": "list_v1", "prior": 0.0, "length": None, "sessions": 0, "ndcg": 0.0, "chosen": True}]
     text = write(tmp_path / "b.html", SessionStory(scoring=lone))
