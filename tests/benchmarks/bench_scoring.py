@@ -1,24 +1,17 @@
-"""Scoring 50 titles per session with what they share computed once, against a forward pass per title.
-
-python -m tests.benchmarks.bench_scoring [sessions [hints]]
-"""
+"""Scoring 50 titles per session with what they share computed once, against a forward pass per title."""
 
 import random
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
-from lit_rec.data.assets import cache_dir
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.scoring import Question, TitleScorer
-from lit_rec.llm.store import AnswerStore
-from lit_rec.schema import LLMConfig, LoraConfig
+from tests.benchmarks.harness import Row
+from tests.benchmarks.worlds import smollm
 
-MODEL = "SmolLM2-135M-Instruct.Q4_1"
-CANDIDATES, HISTORY, TARGET, ALIKE = 50, 10, 3.0, 1e-3
+CANDIDATES, HISTORY, TARGET, ALIKE = 50, 10, 5.0, 1e-3
 ADJECTIVES = [
     "Dark",
     "Eternal",
@@ -81,39 +74,12 @@ def naive(llm: LanguageModel, q: Question) -> list[float]:
     return found
 
 
-def build(store: str) -> LanguageModel:
-    """The quickstart's model where it is in the cache, else one of its size with random weights."""
-    folder = cache_dir() / "models" / MODEL
-    if not (folder / "config.json").is_file():
-        folder = _random_model(Path(store) / "random")
-    print(f"model {folder.name}, {torch.get_num_threads()} threads", flush=True)
-    return LanguageModel(
-        LLMConfig(name="bench", hub=str(folder), dtype="float32"),
-        LoraConfig(),
-        AnswerStore(store),
-        device="cpu",
-        seed=0,
-    )
-
-
-def _random_model(folder: Path) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tests.tiny import word_tokenizer
-
+def run(sessions: int = 2) -> list[Row]:
+    """Seconds for all titles of some sessions, and how far both ways are apart."""
     words = [f"{w}{end}" for w in [*ADJECTIVES, *NOUNS] for end in ("", ";", ".")]
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
-    config = LlamaConfig(**shape, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    word_tokenizer(words).save_pretrained(folder)
-    return folder
-
-
-def main(sessions: int = 2, hints: int = 0) -> int:
-    """0 if sharing is TARGET times as fast and both ways agree."""
     with tempfile.TemporaryDirectory() as store:
-        llm = build(store)
-        groups = questions(sessions, hints)
+        llm, _ = smollm(store, words)
+        groups = questions(sessions, 0)
         with llm.for_sampling():
             naive(llm, Question(groups[0][0].prompt, "1. ", "\n", ("Up",)))  # loads the weights
         scorer = TitleScorer(llm, batch_tokens=2048)
@@ -127,13 +93,7 @@ def main(sessions: int = 2, hints: int = 0) -> int:
     ours = torch.tensor([values for group in found for values, _ in group])
     theirs = torch.tensor([values for group in expected for values in group])
     apart = float((ours - theirs).abs().max())
-    print(
-        f"{ours.numel()} titles: alone {alone:.1f} s, shared {shared:.1f} s ({scorer.computed} tokens), ratio "
-        f"{alone / shared:.1f} (target {TARGET}), largest difference {apart:.1e} (target {ALIKE:.0e})",
-        flush=True,
-    )
-    return int(alone < TARGET * shared or apart > ALIKE)
-
-
-if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    assert apart < ALIKE, apart
+    work = f"likelihood of {CANDIDATES} titles for {sessions} sessions, SmolLM2-135M"
+    note = f"log-likelihoods at most {apart:.0e} apart"
+    return [Row(work, "one forward pass per title", shared, alone, "s", alone / shared, TARGET, note)]

@@ -1,7 +1,4 @@
-"""Throughput of the server port against a server that answers after 200 ms, however many ask.
-
-python -m tests.benchmarks.bench_server [concurrency ...]
-"""
+"""Throughput of the server port against a server that answers after 200 ms, however many ask."""
 
 import subprocess
 import sys
@@ -10,6 +7,7 @@ import time
 
 from lit_rec.llm.server import ServerModel
 from lit_rec.llm.store import AnswerStore
+from tests.benchmarks.harness import Row
 from tests.llm.stub_server import serving
 
 DELAY = 0.2  # seconds per answer
@@ -17,22 +15,19 @@ WAVES = 25  # requests per slot
 TARGET = 0.9  # of concurrency / DELAY answers per second
 
 
-def measure(concurrency: int, url: str) -> float:
-    """Share of the ideal throughput that is reached: from connecting to the last write, imports left out."""
+def measure(concurrency: int, url: str) -> Row:
+    """Answers per second against the ideal: from connecting to the last write, imports left out."""
     prompts = [[{"role": "user", "content": f"question {i} {'word ' * 200}"}] for i in range(concurrency * WAVES)]
     with tempfile.TemporaryDirectory() as folder:
         llm = ServerModel("m", [url], AnswerStore(folder), concurrency=concurrency)
         llm.answers([[{"role": "user", "content": "a first one, which imports what is needed"}]], [1])
         started, worked = time.perf_counter(), time.process_time()
         llm.answers(prompts, [1] * len(prompts))
-        seconds, worked = time.perf_counter() - started, time.process_time() - worked
-    rate, ideal = len(prompts) / seconds, concurrency / DELAY
-    print(
-        f"concurrency {concurrency:3d}: {rate:7.1f} of {ideal:7.1f} answers/s, {rate / ideal:.3f} of ideal "
-        f"(target {TARGET}), {1000 * worked / len(prompts):.1f} ms of processor time each",
-        flush=True,
-    )
-    return rate / ideal
+        taken, worked = time.perf_counter() - started, time.process_time() - worked
+    rate, ideal = len(prompts) / taken, concurrency / DELAY
+    work = f"{len(prompts)} requests to a server that takes 200 ms, {concurrency} at a time"
+    note = f"{1000 * worked / len(prompts):.1f} ms of processor time each"
+    return Row(work, "the ideal", rate, ideal, "answers/s", rate / ideal, TARGET, note)
 
 
 def serve() -> None:
@@ -42,20 +37,17 @@ def serve() -> None:
         sys.stdin.read()
 
 
-def main(concurrencies: list[int]) -> int:
-    """0 if every concurrency reaches the target."""
-    command = [sys.executable, "-m", "tests.benchmarks.bench_server", "serve"]
+def run() -> list[Row]:
+    """One row per concurrency."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_server"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         assert server.stdin is not None
         url = server.stdout.readline().strip()
-        shares = [measure(n, url) for n in concurrencies]
+        rows = [measure(n, url) for n in (4, 16)]
         server.stdin.close()
-    return int(min(shares) < TARGET)
+    return rows
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["serve"]:
-        serve()
-    else:
-        sys.exit(main([int(n) for n in sys.argv[1:]] or [4, 16]))
+    serve()

@@ -1,0 +1,152 @@
+"""A DPO update, LoRA on SmolLM2-135M, against TRL's DPOTrainer: seconds and memory, every side in a process of its own.
+
+python -m tests.benchmarks.bench_dpo ours | trl | trl_precomputed    (one side; prints its seconds and its peak)
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+
+from tests.benchmarks.harness import Row
+from tests.benchmarks.worlds import smollm, text
+
+PAIRS, BATCH, ACCUMULATE, PROMPT, ANSWER = 16, 2, 8, 470, 100  # words: about 600 and 128 tokens
+LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def pairs() -> list[dict[str, list[dict[str, str]]]]:
+    """Pairs of the same prompts and answers for all sides."""
+
+    def said(role: str, words: int, seed: int) -> list[dict[str, str]]:
+        return [{"role": role, "content": text(words, seed)}]
+
+    return [
+        {
+            "prompt": said("user", PROMPT, n),
+            "chosen": said("assistant", ANSWER, 100 + n),
+            "rejected": said("assistant", ANSWER, 200 + n),
+        }
+        for n in range(PAIRS)
+    ]
+
+
+def ours(folder: str) -> float:
+    """One epoch: reference log-probabilities, then one update of 2 x 8 pairs."""
+    from lit_rec.policy.losses import preference_loss
+    from lit_rec.policy.sequences import answer_logps, collate, encode_chat
+
+    llm, _ = smollm(folder)
+    examples = [
+        encode_chat(llm.tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 2048)
+        for p in pairs()
+    ]
+    batches = [collate(examples[i : i + BATCH]) for i in range(0, PAIRS, BATCH)]
+    optimizer = torch.optim.AdamW([p for p in llm.model.parameters() if p.requires_grad], lr=5e-5)
+
+    def update() -> None:
+        llm.model.eval()
+        with torch.no_grad(), llm.reference("base"):
+            known = [answer_logps(llm.model, batch) for batch in batches]
+        llm.model.train()
+        for batch, reference in zip(batches, known, strict=True):
+            logps = answer_logps(llm.model, batch)
+            length = batch["target_mask"].sum(-1)
+            losses, *_ = preference_loss(
+                *logps.unbind(1),
+                *reference.unbind(1),
+                chosen_tokens=length[:, 0],
+                rejected_tokens=length[:, 1],
+                loss="sigmoid",
+                beta=0.1,
+                label_smoothing=0.0,
+            )
+            (losses.mean() / ACCUMULATE).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    update()  # warm
+    started = time.perf_counter()
+    update()
+    return time.perf_counter() - started
+
+
+def trl(folder: str, precompute: bool) -> float:
+    """The same epoch by TRL."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    _, source = smollm(folder)
+    arguments = DPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=ACCUMULATE,
+        num_train_epochs=1,
+        learning_rate=5e-5,
+        beta=0.1,
+        max_length=None,
+        precompute_ref_log_probs=precompute,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+
+    def update() -> float:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        started = time.perf_counter()
+        trainer = DPOTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list(pairs()),
+            processing_class=AutoTokenizer.from_pretrained(source),
+            peft_config=LoraConfig(**LORA),  # type: ignore[arg-type]
+        )
+        started = started if precompute else time.perf_counter()  # where it is precomputed, the constructor may do it
+        trainer.train()
+        return time.perf_counter() - started
+
+    update()
+    return update()
+
+
+def side(name: str) -> None:
+    """Run one side and print what it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        taken = ours(folder) if name == "ours" else trl(folder, name == "trl_precomputed")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": taken, "gigabytes": peak}))
+
+
+def run() -> list[Row]:
+    """Seconds and gigabytes of one update with its reference."""
+    found: dict[str, dict[str, float]] = {}
+    for name in ("ours", "trl", "trl_precomputed"):
+        command = [sys.executable, "-m", "tests.benchmarks.bench_dpo", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    work = f"DPO update with its reference, LoRA, SmolLM2-135M, {BATCH} x {ACCUMULATE} pairs, prompts about 600 tokens"
+    best = min(("trl", "trl_precomputed"), key=lambda name: found[name]["seconds"])
+    least = min(found[name]["gigabytes"] for name in ("trl", "trl_precomputed"))
+    a, b = found["ours"]["seconds"], found[best]["seconds"]
+    used = found["ours"]["gigabytes"]
+    peer = "TRL DPOTrainer, best of two settings"
+    return [
+        Row(work, peer, a, b, "s", b / a, 2.0, f"best: {best}"),
+        Row(f"{work}: memory", peer, used, least, "GB", least / used, 1 / 0.6, "peak of the whole process"),
+    ]
+
+
+if __name__ == "__main__":
+    side(sys.argv[1])
