@@ -247,6 +247,7 @@ class RankingConfig:
     # where several templates, priors or lengths are given, the best is used throughout: on this many sessions, those of
     # validation first, then those of training
     choose_on: int = 300
+    years: bool = True  # write titles with their year where it is known
     history: int = 10  # at most this many of the session's last items are shown
     top: int = 10  # length of the list
     # likelihood: with a hint only so many candidates are scored again, the best without it; null: all of them

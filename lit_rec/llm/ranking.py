@@ -35,6 +35,7 @@ class RankingPrompts:
         template: A name below `ranking:` in templates.yaml.
         history: At most this many of the session's last items are shown.
         top: Length of the list that is asked for.
+        years: Write "Alien (1979)" where the year is known: it tells an LLM much about a film.
 
     Raises:
         UserError: There is no such template.
@@ -46,6 +47,7 @@ class RankingPrompts:
     template: str
     history: int = 20
     top: int = 10
+    years: bool = False
 
     def __post_init__(self) -> None:
         known = _ranking_templates()
@@ -58,8 +60,11 @@ class RankingPrompts:
 
     @functools.cached_property
     def titles(self) -> list[str]:
-        """Title of every item; the id where there is none."""
-        return [title or item for item, title in self.items.select("item_id", "title").rows()]
+        """Title of every item, with its year where that is asked for; the id where there is none."""
+        titles = [title or item for item, title in self.items.select("item_id", "title").rows()]
+        if not self.years or "year" not in self.items.columns:
+            return titles
+        return [f"{title} ({year})" if year else title for title, year in zip(titles, self.items["year"], strict=True)]
 
     @property
     def shows_candidates(self) -> bool:

@@ -112,9 +112,8 @@ class SessionGround(Models):
 
     def _ranker(self, template: str, measure: Measure) -> SessionRanker:
         r = self.cfg.ranking
-        prompts = RankingPrompts(
-            self.data.items, self.data.item_noun, self.data.verb, template, history=r.history, top=r.top
-        )
+        d = self.data
+        prompts = RankingPrompts(d.items, d.item_noun, d.verb, template, history=r.history, top=r.top, years=r.years)
         return SessionRanker(
             self.data,
             prompts,
