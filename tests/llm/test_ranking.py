@@ -211,6 +211,18 @@ def text(prompt: list[dict[str, str]]) -> str:
     return prompt[0]["content"]
 
 
+def test_years_stand_behind_titles_where_they_are_known() -> None:
+    """In the session, among the candidates and in the titles that are scored."""
+    frame = pl.DataFrame({"item_id": ["", "a", "b"], "title": ["", "Alien", "Up"], "year": [None, 1979, None]})
+    made = RankingPrompts(frame, "movie", "watched", "list_v1", years=True)
+    asked = made.prompt([1], [2, 1])
+    assert "Alien (1979). From" in asked[0]["content"]
+    assert "Up; Alien (1979)." in asked[0]["content"]
+    assert made.question(asked, [1, 2]).titles == ("Alien (1979)", "Up")
+    assert RankingPrompts(frame, "movie", "watched", "list_v1").titles == ["", "Alien", "Up"]
+    assert RankingPrompts(frame.drop("year"), "movie", "watched", "list_v1", years=True).titles == ["", "Alien", "Up"]
+
+
 @pytest.mark.parametrize("template", ALL)
 def test_hint_takes_its_slot_and_leaves_the_rest(template: str) -> None:
     p = prompts(template)
