@@ -63,7 +63,7 @@ def written(
     return found
 
 
-def try_out(hints: Sequence[Hint], environment: HintEnvironment, others: Tensor) -> None:
+def try_out(hints: Sequence[Hint], environment: HintEnvironment, others: Tensor, *, whole: HintEnvironment) -> None:
     """Measure every hint that is still in the running on its own session and on others.
 
     All hints are tried on the same other sessions, so that their gains can be compared.
@@ -72,6 +72,8 @@ def try_out(hints: Sequence[Hint], environment: HintEnvironment, others: Tensor)
         hints: Hints; gains and ranks are written into them.
         environment: Asks the LLM.
         others: [m] session numbers; a hint's own session is left out.
+        whole: Asks the LLM about all candidates: on the hint's own session, where the target was ranked so low that a
+            shortlist would not hold it.
     """
     running = [hint for hint in hints if not hint.fate]
     if not running:
@@ -83,8 +85,8 @@ def try_out(hints: Sequence[Hint], environment: HintEnvironment, others: Tensor)
     gains = environment.gains(others, [texts] * len(others)) if len(others) else torch.zeros(0, len(texts))
     for session, mine in own.items():
         where = torch.tensor([session])
-        ranks, _ = environment.ask(where, [[None, *(h.text for h in mine)]])
-        earned = environment.gains(where, [[h.text for h in mine]])[0]
+        ranks, _ = whole.ask(where, [[None, *(h.text for h in mine)]])
+        earned = whole.gains(where, [[h.text for h in mine]])[0]
         for hint, rank, gain in zip(mine, ranks[0, 1:].tolist(), earned.tolist(), strict=True):
             hint.rank_before, hint.rank_after, hint.gain_source = int(ranks[0, 0]), rank, gain
     for column, hint in enumerate(running):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ class HintLoop:
     def __init__(self, ground: SessionGround) -> None:
         self.ground, self.cfg, self.run = ground, ground.cfg, ground.run
         _ = ground.scoring
-        self.asked = HintEnvironment(ground.ranker, reward=self.cfg.agent.reward, k=self.cfg.agent.k)
+        measured = {"reward": self.cfg.agent.reward, "k": self.cfg.agent.k}
+        self.asked = HintEnvironment(ground.ranker, **measured)
+        self.asked_whole = HintEnvironment(replace(ground.ranker, shortlist=None), **measured)
         self._bases: dict[int, HintBase] = {0: HintBase()}
         self._boards: dict[str, TensorBoardLogger] = {}
 
@@ -159,9 +162,9 @@ class HintLoop:
         drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.cfg.seed))[: r.others]
         tried = sum(not h.fate for h in hints)
         with step(f"round {number}: trying hints", tried * (1 + len(drawn)), "questions") as progress:
-            self.asked.progress = progress
-            try_out(hints, self.asked, train[drawn].sort().values)
-            self.asked.progress = None
+            self.asked.progress = self.asked_whole.progress = progress
+            try_out(hints, self.asked, train[drawn].sort().values, whole=self.asked_whole)
+            self.asked.progress = self.asked_whole.progress = None
         room = r.size * number // self.rounds - len(before.kept)  # every round adds its share
         settings = FilterSettings(room, r.tried, r.min_gain, r.similarity, r.ask_redundancy)
         choose(hints, before, settings, encode=self.ground.encoder.encode, reflector=self.reflector)

@@ -66,7 +66,7 @@ def test_hints_are_tried_on_their_own_session_and_on_others() -> None:
     environment = Environment(ranks)
     hints = [hint(0, "a"), hint(1, "x", fate="malformed"), hint(2, "b", session=2), hint(3, "c")]
     others = torch.tensor([7, 4, 9])
-    try_out(hints, environment, others)
+    try_out(hints, environment, others, whole=environment)
     for h in (hints[0], hints[2], hints[3]):
         gain = {s: 1 / better[h.text][s] - 1 / base[s] for s in base}
         rest = [s for s in others.tolist() if s != h.session]
@@ -83,14 +83,24 @@ def test_hints_are_tried_on_their_own_session_and_on_others() -> None:
 def test_without_other_sessions_nothing_is_said_about_them(others: list[int]) -> None:
     environment = Environment({(4, None): 3, (4, "a"): 1})
     hints = [hint(0, "a")]
-    try_out(hints, environment, torch.tensor(others, dtype=torch.long))
+    try_out(hints, environment, torch.tensor(others, dtype=torch.long), whole=environment)
     assert (hints[0].gain_others, hints[0].others, hints[0].rank_after) == (None, 0, 1)
+
+
+def test_the_own_session_is_asked_about_all_candidates() -> None:
+    """An error session's target is off any shortlist, where no hint could be seen to help it."""
+    short = Environment({(4, None): 30, (4, "a"): 30, (7, None): 4, (7, "a"): 2})
+    whole = Environment({(4, None): 30, (4, "a"): 11})
+    hints = [hint(0, "a")]
+    try_out(hints, short, torch.tensor([7]), whole=whole)
+    assert (hints[0].rank_before, hints[0].rank_after) == (30, 11)
+    assert hints[0].gain_others == pytest.approx(1 / 2 - 1 / 4)
 
 
 def test_nothing_to_try() -> None:
     environment = Environment({})
-    try_out([hint(0, "a", fate="repeated")], environment, torch.tensor([1, 2]))
-    try_out([], environment, torch.tensor([1, 2]))
+    try_out([hint(0, "a", fate="repeated")], environment, torch.tensor([1, 2]), whole=environment)
+    try_out([], environment, torch.tensor([1, 2]), whole=environment)
     assert environment.asked == set()
 
 
