@@ -1,4 +1,4 @@
-"""RecBole's atomic files: tab-separated tables whose header names the type of every column."""
+"""RecBole's atomic files: tables whose header names the type of every column; the same as CSV or Parquet."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 import polars as pl
 
 from lit_rec.data.canonical import RatingsData, bad_line, canonical, natural_title, need_file, stat_of
+from lit_rec.data.tables import TYPES, read_csv, read_parquet, typed
 from lit_rec.errors import UserError
 
-TYPES = ("token", "token_seq", "float", "float_seq")
+FORMS = ("", ".csv", ".parquet")
 
 
 def read_atomic(path: Path, separator: str = " ") -> pl.DataFrame:
@@ -37,29 +38,16 @@ def read_atomic(path: Path, separator: str = " ") -> pl.DataFrame:
     wrong = (parts.list.len() != len(header)).arg_true()
     if len(wrong):
         raise bad_line(path, int(wrong[0]) + 2, body[int(wrong[0])], f"{len(header)} fields split by tabs")
-    columns = {}
-    for i, (name, kind) in enumerate(header):
-        column = parts.list.get(i)
-        if kind == "float":
-            numbers = column.replace("", None).cast(pl.Float64, strict=False)
-            bad = (numbers.is_null() & (column != "")).arg_true()
-            if len(bad):
-                raise bad_line(path, int(bad[0]) + 2, body[int(bad[0])], f"a number as {name}")
-            column = numbers
-        elif kind.endswith("_seq"):
-            column = column.str.split(separator).list.eval(pl.element().filter(pl.element() != ""))
-            if kind == "float_seq":
-                values = column.list.eval(pl.element().cast(pl.Float64, strict=False))
-                bad = values.list.eval(pl.element().is_null()).list.any().arg_true()
-                if len(bad):
-                    raise bad_line(path, int(bad[0]) + 2, body[int(bad[0])], f"numbers as {name}")
-                column = values
-        columns[name] = column
-    return pl.DataFrame(columns)
+    columns = {name: parts.list.get(i).alias(name) for i, (name, _) in enumerate(header)}
+    return pl.DataFrame({name: typed(path, columns[name], kind, separator) for name, kind in header})
 
 
 class AtomicFiles:
     """Any data set as RecBole atomic files: NAME.inter, and NAME.item and NAME.user where they exist.
+
+    Each may be a CSV or a Parquet file instead, with the same names of columns: NAME.inter.csv or NAME.csv,
+    NAME.item.parquet, ... In a CSV file all columns are text but rating and timestamp; a type behind the name of a
+    column, as in atomic files, says otherwise (`genres:token_seq`).
 
     Args:
         root: Folder of the files.
@@ -103,7 +91,25 @@ class AtomicFiles:
         self.item_noun, self.article_last, self.separator = item_noun, article_last, separator
 
     def _file(self, kind: str) -> Path:
-        return self.root / f"{self.name}.{kind}"
+        """The file of a kind; where there is none, what an atomic file would be called."""
+        names = [f"{self.name}.{kind}{form}" for form in FORMS]
+        names += [f"{self.name}{form}" for form in FORMS if form and kind == "inter"]
+        found = [self.root / name for name in names if (self.root / name).is_file()]
+        if len(found) > 1:
+            raise UserError(
+                f"{' and '.join(path.name for path in found)} are the same table",
+                where=str(self.root),
+                fix="keep one of them",
+            )
+        return found[0] if found else self.root / names[0]
+
+    def _read(self, path: Path) -> pl.DataFrame:
+        numbers = [column for column in (self.rating, self.timestamp) if column]
+        if path.suffix == ".csv":
+            return read_csv(path, self.separator, numbers=numbers)
+        if path.suffix == ".parquet":
+            return read_parquet(path, ids=(self.user, self.item), numbers=numbers)
+        return read_atomic(path, self.separator)
 
     def describe(self) -> dict[str, Any]:
         """What identifies the source."""
@@ -136,7 +142,7 @@ class AtomicFiles:
             UserError: The .inter file or a column is missing, or a line is malformed.
         """
         source = f"data.root names the folder, data.name the files: {self.name}.inter, .item and .user"
-        inter = read_atomic(need_file(self._file("inter"), "the interactions", source), self.separator)
+        inter = self._read(need_file(self._file("inter"), "the interactions", source))
         ratings = pl.DataFrame(
             {
                 "user_id": self._column(inter, self.user, "inter", "user", pl.String),
@@ -149,7 +155,8 @@ class AtomicFiles:
                 else pl.Series(range(len(inter))),
             }
         )
-        empty = ratings.select(pl.any_horizontal(pl.all().is_null()).alias("e"))["e"].arg_true()
+        missing = pl.any_horizontal(pl.all().is_null(), pl.col("user_id", "item_id") == "")
+        empty = ratings.select(missing.alias("e"))["e"].arg_true()
         if len(empty):
             row = int(empty[0])
             raise bad_line(self._file("inter"), row + 2, str(inter.row(row)), "a user, an item, a rating and a time")
@@ -168,7 +175,7 @@ class AtomicFiles:
     def _users(self, ratings: pl.DataFrame) -> pl.DataFrame:
         if not self._file("user").is_file():
             return ratings.select("user_id").unique(maintain_order=True)
-        table = read_atomic(self._file("user"), self.separator)
+        table = self._read(self._file("user"))
         self._column(table, self.user, "user", "user", pl.String)
         words = [c for c in table.columns if c != self.user and table[c].dtype == pl.String]
         table = table.select(pl.col(self.user).alias("user_id"), *words)
@@ -180,7 +187,7 @@ class AtomicFiles:
         if not self._file("item").is_file():
             ids = ratings["item_id"].unique(maintain_order=True)
             return pl.DataFrame({"item_id": ids, "title": ids}), []
-        table = read_atomic(self._file("item"), self.separator)
+        table = self._read(self._file("item"))
         columns: dict[str, pl.Series] = {"item_id": self._column(table, self.item, "item", "item", pl.String)}
         title = self._column(table, self.title, "item", "title") if self.title else columns["item_id"]
         if title.dtype == pl.List:
@@ -189,7 +196,7 @@ class AtomicFiles:
         if self.year:
             year = self._column(table, self.year, "item", "year").cast(pl.String)
             columns["year"] = year.str.extract(r"(\d{4})").cast(pl.Int32)
-        taken = {self.item, self.title, self.year}
+        taken = {self.item, self.title, self.year, "title"}  # one called so is not told from what an item is called
         kinds = (pl.String, pl.List(pl.String))
         chosen = (
             list(self.attributes)

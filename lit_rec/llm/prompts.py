@@ -22,6 +22,11 @@ def _file() -> dict:
     return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
 
 
+def user_words(template: str) -> str:
+    """What a template asks about a user, its slots in braces."""
+    return " ".join(_file()["templates"][template]["user"].split())
+
+
 @dataclass(frozen=True)
 class Prompts:
     """Prompts of one data set with one template.

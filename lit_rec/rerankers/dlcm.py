@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rec.rerankers.features import whole
+
 
 class DLCM(nn.Module):
     """A GRU reads the candidates in list order; each state is scored against the final one.
@@ -41,7 +43,7 @@ class DLCM(nn.Module):
         """
         states, last = self.gru(x)
         final = last.squeeze(0)
-        if not mask.all():  # the final state is that of the last candidate, not of the padding behind it
+        if not whole(mask):  # the final state is that of the last candidate, not of the padding behind it
             end = mask.sum(dim=1).clamp(min=1) - 1
             final = states[torch.arange(len(states), device=states.device), end]
         context = self.dropout(torch.tanh(self.final(_normalise(self.final_norm, final))))
@@ -49,7 +51,11 @@ class DLCM(nn.Module):
 
     def _normalised(self, states: Tensor, mask: Tensor) -> Tensor:
         """Batch-normalise the states; padding neither enters the statistics nor the score."""
-        if mask.all():
+        if (
+            torch.compiler.is_exporting()
+        ):  # rows are normalised one by one then, padding does no harm, and shapes stay open
+            return self.state_norm(states.transpose(1, 2)).transpose(1, 2)
+        if whole(mask):
             return _normalise(self.state_norm, states.flatten(0, 1)).view_as(states)
         real = _normalise(self.state_norm, states[mask])
         return torch.zeros_like(states).masked_scatter(mask.unsqueeze(-1), real)

@@ -25,6 +25,11 @@ def initialise(module: nn.Module) -> None:
                 module.weight[module.padding_idx].zero_()
 
 
+def whole(mask: Tensor) -> bool:
+    """Whether no place of a batch is padding; never so while a graph is exported, which must do for every batch."""
+    return not torch.compiler.is_exporting() and bool(mask.all())
+
+
 class ItemFeatures(nn.Module):
     """Embeddings of an item's id and of its attributes, and of a rating where there is one.
 

@@ -9,6 +9,8 @@ lists of any length and order.
 import torch
 from torch import Tensor, nn
 
+from lit_rec.rerankers.features import whole
+
 
 class SetToListAttention(nn.Module):
     """Co-attention between a set of candidates V and a list of past items Q.
@@ -106,7 +108,7 @@ class MIR(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        padding = None if mask.all() else ~mask
+        padding = None if whole(mask) else ~mask
         context, _ = self.intra(x, x, x, key_padding_mask=padding, need_weights=False)
         past = torch.cat([history, self.gru(history)[0]], dim=-1) * history_mask.unsqueeze(-1)
         candidates = torch.cat([x, context], dim=-1)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lit_rec.rerankers.features import whole
+
 
 def sinusoids(length: int, width: int) -> Tensor:
     """Return the fixed position encoding of the Transformer paper, [length, width]."""
@@ -59,6 +61,6 @@ class PRM(nn.Module):
             Logits [B, C]; those of padding mean nothing.
         """
         x = x + self.positions[: x.shape[1]]
-        padding = None if mask.all() else ~mask
+        padding = None if whole(mask) else ~mask
         context, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
         return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)

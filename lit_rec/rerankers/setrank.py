@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lit_rec.rerankers.features import whole
+
 
 class SetRank(nn.Module):
     """PRM without positions: the score of a candidate does not depend on the order of the list.
@@ -35,6 +37,6 @@ class SetRank(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        padding = None if mask.all() else ~mask
+        padding = None if whole(mask) else ~mask
         context, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
         return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)

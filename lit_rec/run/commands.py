@@ -27,11 +27,13 @@ from lit_rec.rerankers.training import load_reranker
 from lit_rec.run import session_commands
 from lit_rec.run.candidates import rank_table, read_lists, test_lists
 from lit_rec.run.comparisons import choose_headline, compare_rows
+from lit_rec.run.export import check_finished, check_target, export_models
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
 from lit_rec.run.progress import console
 from lit_rec.run.report import write_report
 from lit_rec.run.results import render_table, result_rows, with_interval, write_results
+from lit_rec.run.validate_data import validate_data
 
 
 def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -263,6 +265,39 @@ def knowledge_texts(loop: Loop, state: str) -> dict[int, str]:
     return dict(answers.select("user", "text").rows())
 
 
+def export(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Leave the finished run's models in a folder that other programs load.
+
+    Raises:
+        UserError: The run is not finished or has nothing to export, or the folder must not be written.
+    """
+    target = Path(args.output)
+    check_target(target, Path(cfg.run.dir), args.overwrite)
+    if sessions(cfg):
+        session_commands.check_export(cfg, args)
+    elif cfg.policy.rounds == 0:
+        raise UserError(
+            "there is no adapter to export",
+            where="config key policy.rounds",
+            why="policy.rounds=0: the language model was not tuned",
+            fix=f"export a run with one round or more; the reranker lies in {cfg.run.dir}/reranker",
+        )
+    with finished_run(cfg) as run:
+        check_finished(cfg, run, "agent" if sessions(cfg) else "adapter")
+        if sessions(cfg):
+            session_commands.export(cfg, run, target)
+            return
+        export_models(
+            cfg,
+            run,
+            final_reranker(cfg, run),
+            target,
+            merged=args.merged,
+            onnx=args.onnx,
+            convention=convention_of(cfg),
+        )
+
+
 def sessions(cfg: DictConfig) -> bool:
     """Whether the recipe is the one that ranks sessions."""
     return bool(cfg.recipe == "re2llm")
@@ -273,4 +308,6 @@ COMMANDS: dict[str, Callable[[DictConfig, argparse.Namespace], None]] = {
     "validate": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "validation"),
     "test": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "test"),
     "predict": lambda cfg, args: predict(cfg, args.input, Path(args.output)),
+    "export": export,
+    "validate-data": lambda cfg, _: validate_data(cfg),
 }

@@ -75,7 +75,7 @@ def write_report(
         "config_yaml": config_yaml,
         "environment": _flat(environment or {}),
     }
-    page = _environment().get_template("report.html.j2").render(context)
+    page = page_environment().get_template("report.html.j2").render(context)
     write_atomic(Path(path), page.encode("utf-8", errors="replace"))
 
 
@@ -121,7 +121,7 @@ def _facts(
     }
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
     """Everything that data, users and LLMs wrote is escaped; only the figures are markup."""
     return Environment(
         loader=PackageLoader("lit_rec.run", ""),
@@ -226,13 +226,14 @@ def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "name": stage["name"],
-        "time": _duration(stage.get("seconds")),
+        "time": duration(stage.get("seconds")),
         "counts": counts,
         "reused": bool(stage.get("reused")),
     }
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Seconds as a person writes them."""
     if seconds is None:
         return ""
     return f"{seconds:.1f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,6 +18,7 @@ from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.session_ground import SessionGround
 from lit_rec.recipes.session_rows import AGENTS, SessionRows
 from lit_rec.run.comparisons import choose_headline, compare_rows
+from lit_rec.run.export_agent import export_agent
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
 from lit_rec.run.progress import console
@@ -182,3 +184,33 @@ def show(cfg: DictConfig, split: str) -> None:
         frames = rows.evaluate().filter(pl.col("split") == split)
         headline = choose_headline(frames, split=split, story=SESSIONS)
         console.print(render_table(lines_of(frames, rows), frames, headline=headline, story=SESSIONS))
+
+
+def check_export(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Refuse what cannot be exported of this recipe.
+
+    Raises:
+        UserError: --merged or --onnx was asked for, or the run has no hints.
+    """
+    asked = [f"--{name}" for name in ("merged", "onnx") if getattr(args, name)]
+    if asked:
+        raise UserError(
+            f"{asked[0]} is for recipe rlrf",
+            where=asked[0],
+            why="recipe re2llm leaves the language model as it is, and has no reranker",
+            fix="leave it out: the hints and the agent are exported",
+        )
+    if not re2llm.uses_hints(cfg):
+        raise UserError(
+            "there are no hints to export",
+            where="config key evaluation.rows",
+            why="every row that needs hints is off",
+            fix="export a run with the row ppo",
+        )
+
+
+def export(cfg: DictConfig, run: RunFolder, target: Path) -> None:
+    """Leave hints.json, agent/ and a card in a folder."""
+    ground = SessionGround(cfg, run)
+    ground.keep_sessions()
+    export_agent(cfg, run, target, data=ground.data.name, noun=ground.data.item_noun)

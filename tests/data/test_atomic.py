@@ -147,3 +147,84 @@ def test_describe_names_files_and_options(tmp_path):
     assert json.loads(json.dumps(described)) == described
     assert described["positive_above"] == 2
     assert [f["file"] for f in described["files"]] == ["shop.inter", "shop.item", "shop.user"]
+
+
+CSV = {
+    "inter": "user_id,item_id,rating,timestamp\n7,a,4,30\n7,b,2,10\n8,a,5,20\n",
+    "item": "item_id,name:token_seq,kind,tags:token_seq,v:float_seq\n"
+    'a,The First,x,p q,0.5 1\nb,Matrix,,,\nc,"Un, rated",y,p,2\n',
+    "user": "user_id,age,gender\n7,24,M\n8,,F\n",
+}
+
+
+def tables() -> dict[str, pl.DataFrame]:
+    """The same tables with the types a data frame would have: whole numbers as ids, moments as times, nulls."""
+    inter = pl.DataFrame(
+        {"user_id": [7, 7, 8], "item_id": ["a", "b", "a"], "rating": [4, 2, 5], "timestamp": [30, 10, 20]}
+    )
+    item = {"item_id": ["a", "b", "c"], "name": ["The First", "Matrix", "Un, rated"], "kind": ["x", None, "y"]}
+    return {
+        "inter": inter.with_columns(pl.from_epoch("timestamp"), pl.col("item_id").cast(pl.Categorical)),
+        "item": pl.DataFrame(item | {"tags": [["p", "q"], None, ["p"]]}),
+        "user": pl.DataFrame({"user_id": [7, 8], "age": ["24", None], "gender": ["M", "F"]}),
+    }
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "mixed"])
+@pytest.mark.parametrize("short", [True, False], ids=["NAME.csv", "NAME.inter.csv"])
+def test_csv_and_parquet_are_read_as_atomic_files_are(form, short, tmp_path):
+    options = {"title": "name", "attributes": ["kind", "tags"]}
+    (tmp_path / "atomic").mkdir()
+    wanted = load(write(tmp_path / "atomic"), **options)
+    for kind in ("inter", "item", "user"):
+        suffix = form if form != "mixed" else {"inter": "csv", "item": "parquet", "user": ""}[kind]
+        name = "shop" if short and kind == "inter" else f"shop.{kind}"
+        if suffix == "csv":
+            (tmp_path / f"{name}.csv").write_text(CSV[kind])
+        elif suffix == "parquet":
+            tables()[kind].write_parquet(tmp_path / f"{name}.parquet")
+        else:
+            (tmp_path / "shop.user").write_text(USER)
+    found = load(tmp_path, **options)
+    assert found.interactions.equals(wanted.interactions)
+    assert found.items.equals(wanted.items)
+    assert found.users.equals(wanted.users)
+    assert (found.rating_max, found.item_attributes) == (wanted.rating_max, wanted.item_attributes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("user_id,item_id,rating,timestamp\n7,a,4,30\n7,b,good,10\n", ["shop.csv:3", "good", "number as rating"]),
+        ("user_id,item_id,rating,timestamp\n7,a,4,30\n7,,4,10\n", ["shop.csv:3", "a user, an item"]),
+        ("user_id,item_id,rating,timestamp\n7,a,4,30\n7,b,,10\n", ["shop.csv:3", "a user, an item"]),
+        ("user_id,item_id,rating,timestamp\n7,a,4,30,5,6\n", ["shop.csv", "cannot be read"]),
+        ("user_id,item_id,rating,rating\n7,a,4,30\n", ["shop.csv:1", "different names"]),
+        ("user_id:tokn,item_id,rating,timestamp\n7,a,4,30\n", ["shop.csv:1", "different names"]),
+        ("user_id,item_id,rating\n7,a,4\n", ["shop.csv:1", "timestamp"]),
+        ("", ["shop.csv", "cannot be read"]),
+    ],
+)
+def test_csv_that_is_wrong(text, words, tmp_path):
+    (tmp_path / "shop.csv").write_text(text)
+    with pytest.raises(UserError) as told:
+        load(tmp_path)
+    for word in words:
+        assert word in str(told.value)
+
+
+def test_parquet_that_is_wrong(tmp_path):
+    path = tmp_path / "shop.inter.parquet"
+    path.write_text("no parquet")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path)
+    tables()["inter"].with_columns(pl.col("user_id") / 2).write_parquet(path)
+    with pytest.raises(UserError, match="not ids"):
+        load(tmp_path)
+
+
+def test_two_files_of_one_table(tmp_path):
+    write(tmp_path)
+    (tmp_path / "shop.csv").write_text(CSV["inter"])
+    with pytest.raises(UserError, match=r"shop.inter and shop.csv are the same table"):
+        load(tmp_path)

@@ -1,0 +1,285 @@
+"""Finished runs as other commands read them: their numbers per user and what made them, without building anything.
+
+results.json has means alone; paired comparisons need the users. So the per-list metrics are read from the stages behind
+the table: `rows/ROW/metrics.parquet` of every fold where lists are reranked; where sessions are ranked, the targets'
+ranks in `rows/ROW/ranks.safetensors`, of which every metric is a function. What is read has to give the means of
+results.json again, else the folder is refused.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_rec.errors import UserError
+from lit_rec.metrics.sessions import rank_metrics
+from lit_rec.run.folder import MANIFEST, digest
+from lit_rec.run.results import FIELDS
+from lit_rec.run.statistics import user_table
+from lit_rec.run.stories import RERANKING, SESSIONS, Story
+
+SWEEP = "sweep.json"  # in the folder of a sweep: which runs it is made of
+STORIES = {story.task: story for story in (RERANKING, SESSIONS)}
+TOLERANCE = 5e-6  # between a mean in results.json, which is rounded, and the same mean again
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that `fit` has finished.
+
+    Attributes:
+        path: Its folder.
+        config: The composed configuration.
+        environment: Versions, machine and cost of the last start.
+        results: The lines of results.json.
+        frames: Per-list metrics of every row in `results`: row, reranker, seed, fold, split, user, list, metrics.
+        population: What a number in `user` means: runs with the same one number the same users, or sessions, alike.
+        ground: What is ranked: with the same one, every row of both runs orders the same candidates.
+        cost: `seconds` of all stages together, however often the run was stopped; `answers` and `tokens` of the LLM
+            where the stages count them, else None.
+        curve: (round or epoch, reward on held-out users or sessions) while the LLM, or the agent, learned.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    results: list[dict[str, Any]]
+    frames: pl.DataFrame
+    population: str
+    ground: str
+    cost: dict[str, Any] = field(default_factory=dict)
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def story(self) -> Story:
+        """The story of its recipe."""
+        return STORIES[self.results[0]["task"]]
+
+
+def run_folders(paths: Sequence[str | Path]) -> list[Path]:
+    """The run folders that are meant: a sweep stands for its finished runs; what is named twice counts once.
+
+    Raises:
+        UserError: A sweep has no finished run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        named = [path]
+        if (path / SWEEP).is_file() and not (path / "results.json").is_file():
+            runs = _json(path / SWEEP, "a sweep")["runs"]
+            named = [path / name for name in runs if (path / name / "results.json").is_file()]
+            if not named:
+                raise UserError(
+                    f"no run of the sweep in {path} is finished",
+                    where="RUN",
+                    fix="start the same sweep command again",
+                )
+        for one in named:
+            found.setdefault(one.resolve(), one)
+    return list(found.values())
+
+
+def read_run(path: str | Path) -> FinishedRun:
+    """Read one run.
+
+    Raises:
+        UserError: It is no run, it is unfinished, it was written by another version of lit_rec, or its stages and its
+            results do not belong together.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is no run folder", where="RUN", fix="name a folder that `fit` has written (run.dir)")
+    again = "start `fit` with the same configuration again: it reuses what is there"
+    missing = [name for name in ("results.json", "config.yaml", "environment.json") if not (path / name).is_file()]
+    if missing:
+        begun = any((path / name).exists() for name in ("stages", ".lock", "results.json"))
+        what = f"{path} holds an unfinished run" if begun else f"{path} is no run folder"
+        cure = again if begun else "name a folder that `fit` has written (run.dir)"
+        raise UserError(what, where="RUN", why=f"there is no {missing[0]}", fix=cure)
+    config, results = _config(path / "config.yaml"), _json(path / "results.json", "the results")
+    _check_format(path, config, results)
+    try:
+        frames = _session_frames(path, config, results) if _sessions(results) else _list_frames(path, config, results)
+        population, ground = _identity(path, config, _sessions(results))
+    except (OSError, KeyError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"the metrics of single users are not in {path}",
+            where=f"{path / 'stages'}",
+            why=" ".join(str(error).split())[:300],
+            fix=again,
+        ) from error
+    run = FinishedRun(
+        path,
+        config,
+        _json(path / "environment.json", "the environment"),
+        results,
+        frames,
+        population,
+        ground,
+        _cost(path),
+        _curve(path, config, _sessions(results)),
+    )
+    _check_means(run, again)
+    return run
+
+
+def _sessions(results: Sequence[dict[str, Any]]) -> bool:
+    return results[0]["task"] == SESSIONS.task
+
+
+def _json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{what} cannot be read", where=str(path), why=str(error)[:200], fix="run `fit` again"
+        ) from error
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError("a configuration cannot be read", where=str(path), why=" ".join(str(error).split())) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _check_format(path: Path, config: dict[str, Any], results: Any) -> None:
+    """Refuse what another version of lit_rec wrote, or somebody's hand."""
+    if results == []:
+        raise UserError(
+            f"{path} has no results", where=str(path / "results.json"), fix="switch a row on, and fit again"
+        )
+    lines = results if isinstance(results, list) else []
+    fits = lines and all(isinstance(line, dict) and {*FIELDS} <= {*line} for line in lines)
+    fits = fits and lines[0]["task"] in STORIES and all(re.fullmatch(r"[\w-]+", str(line["row"])) for line in lines)
+    if not fits or not {"recipe", "seed", "evaluation"} <= {*config} or not isinstance(config["evaluation"], dict):
+        raise UserError(
+            f"{path} was written by another version of lit_rec",
+            where=str(path / ("results.json" if not fits else "config.yaml")),
+            why="a key that this version writes is not there",
+            fix="run `fit` again with this version, in another run.dir",
+        )
+
+
+def _names(results: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(line["row"] for line in results))
+
+
+def _list_frames(path: Path, config: dict[str, Any], results: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    evaluation = config["evaluation"]
+    folds = evaluation.get("only_folds") or range(int(evaluation.get("folds", 1)))
+    files = [
+        path / "stages" / f"fold_{fold}" / "rows" / row / "metrics.parquet" for fold in folds for row in _names(results)
+    ]
+    return pl.concat([pl.read_parquet(file) for file in files])
+
+
+def _session_frames(path: Path, config: dict[str, Any], results: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    """The metrics that the recipe makes of the kept ranks."""
+    stages, ks = path / "stages", list(config["evaluation"]["ks"])
+    parts = load_file(stages / "sessions" / "parts.safetensors")
+    candidates = load_file(stages / "sessions" / "lists.safetensors")["items"]
+    parts["test"] = _sampled(parts["test"], config["evaluation"].get("test"), config["seed"])
+    frames = []
+    for row in _names(results):
+        for split, number, sessions, metrics in _measured(stages / "rows" / row, row, parts, candidates, ks):
+            about = {"row": row, "reranker": results[0]["reranker"], "seed": number, "fold": 0, "split": split}
+            columns = {f"{metric}|standard": values.numpy() for metric, values in metrics.items()}
+            table = pl.DataFrame({"user": sessions.numpy(), "list": sessions.numpy(), **columns})
+            frames.append(table.select([pl.lit(value).alias(key) for key, value in about.items()] + [pl.all()]))
+    return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
+
+
+def _sampled(test: Tensor, wanted: int | None, seed: int) -> Tensor:
+    """The test sessions that were measured, as the recipe draws them."""
+    if wanted is None or wanted >= len(test):
+        return test
+    return test[torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:wanted].sort().values]
+
+
+def _measured(
+    folder: Path, row: str, parts: dict[str, Tensor], candidates: Tensor, ks: list[int]
+) -> Iterator[tuple[str, int, Tensor, dict[str, Tensor]]]:
+    """Yield (split, seed, sessions, metrics) of a row; `random` is no stage but the mean over all ranks."""
+    size = candidates.shape[1]
+    if row == "random":
+        each = rank_metrics(torch.arange(1, size + 1), ks, size)
+        for split in ("validation", "test"):
+            if len(parts[split]):
+                real = (candidates[parts[split]] > 0).sum(1)
+                means = {name: (v.double().cumsum(0)[real - 1] / real).float() for name, v in each.items()}
+                yield split, 0, parts[split], means
+        return
+    for split, ranks in load_file(folder / "ranks.safetensors").items():
+        for seed, drawn in enumerate(ranks):
+            means = {name: values.mean(0) for name, values in rank_metrics(drawn, ks, size).items()}
+            yield split, seed, parts[split], means
+
+
+def _identity(path: Path, config: dict[str, Any], sessions: bool) -> tuple[str, str]:
+    """Whom the user numbers mean, and what is ranked."""
+    if sessions:
+        content = hashlib.sha256((path / "stages" / "sessions" / "lists.safetensors").read_bytes()).hexdigest()
+        return content, content
+    stage = path / "stages" / "lists"
+    key = json.loads((stage / MANIFEST).read_text())["key"]
+    # A sample of users is drawn by the seed, and numbers its users anew.
+    drawn = [key.get("users"), config["seed"]] if key.get("users") is not None else None
+    return digest([key["data"], drawn]), hashlib.sha256((stage / "lists.safetensors").read_bytes()).hexdigest()
+
+
+def _cost(path: Path) -> dict[str, Any]:
+    """What the stages took: seconds, and answers with their tokens where counted."""
+    seconds, answers, tokens = 0.0, 0, 0
+    for file in sorted((path / "stages").rglob(MANIFEST)):
+        manifest = _json(file, "a stage's manifest")
+        counts = manifest.get("counts") or {}
+        seconds += manifest.get("seconds") or 0.0
+        if {"answers", "tokens"} <= {*counts}:
+            answers, tokens = answers + counts["answers"], tokens + counts["tokens"]
+    return {"seconds": seconds, "answers": answers or None, "tokens": tokens or None}
+
+
+def _curve(path: Path, config: dict[str, Any], sessions: bool) -> list[tuple[int, float]]:
+    """How the reward of held-out users, or sessions, went; empty where nothing learned."""
+    if sessions:
+        file = path / "stages" / f"round_{(config.get('agent') or {}).get('rounds')}" / "agent" / "curves.json"
+        epochs = _json(file, "the agent's curves") if file.is_file() else []
+        points = [(epoch.get("epoch", n) + 1, epoch.get("val/reward")) for n, epoch in enumerate(epochs)]
+    else:
+        file = path / "rounds.json"
+        states = _json(file, "the rounds") if file.is_file() else []
+        states = [one for one in states if re.fullmatch(r"zero_shot|round_\d+", str(one.get("name")))]
+        points = [(one["round"], (one.get("heldout_reward") or {}).get("mean")) for one in states]
+    return [(at, value) for at, value in points if value is not None and math.isfinite(value)]
+
+
+def _check_means(run: FinishedRun, again: str) -> None:
+    """The users' metrics have to give the means of results.json."""
+    first = run.results[0]
+    metric, convention = first["metric"], first["convention"]
+    known = user_table(run.frames, [f"{metric}|{convention}"]).group_by("split", "reranker", "row")
+    means = {(s, k, r): mean for s, k, r, mean in known.agg(pl.col(f"{metric}|{convention}").mean()).iter_rows()}
+    wanted = (metric, convention, run.story.units[0])
+    for line in run.results:
+        if (line["metric"], line["convention"], line["unit"]) != wanted:
+            continue
+        mean = means.get((line["split"], line["reranker"], line["row"]))
+        if mean is None or abs(mean - (line["mean"] or 0.0)) > TOLERANCE:
+            raise UserError(
+                f"the results and the stages in {run.path} do not belong together",
+                where=f"results.json, row {line['row']}",
+                why=f"{metric} on {line['split']} is {line['mean']}, and {mean} by the stages",
+                fix=again,
+            )
