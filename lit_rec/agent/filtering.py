@@ -1,6 +1,6 @@
 """Which hints enter the base: they must not leak, must help, and must say something new (METHODS 2.1, step 4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from lit_rec.agent.hints import KEPT, Hint, HintBase
 from lit_rec.agent.llm_environment import HintEnvironment
 from lit_rec.agent.reflection import Mistake, Reflector, leaks, malformed, read_hints
 from lit_rec.llm.prompts import Messages
+from lit_rec.llm.ranking import normalised
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,14 @@ class FilterSettings:
 
 
 def written(
-    mistakes: Sequence[Mistake], talks: Sequence[Messages], *, number: int, first_id: int, limit: int, example: str = ""
+    mistakes: Sequence[Mistake],
+    talks: Sequence[Messages],
+    *,
+    number: int,
+    first_id: int,
+    limit: int,
+    example: str = "",
+    titles: Collection[str] = (),
 ) -> list[Hint]:
     """The hints of some conversations, with the fate of those that can be refused at sight.
 
@@ -43,6 +51,7 @@ def written(
         first_id: Id of the first hint.
         limit: Hints per conversation.
         example: The hint that the conversation shows as an example; copies of it are nothing the LLM found out.
+        titles: Of all items, as `normalised` writes them: a title alone is no advice.
     """
     found: list[Hint] = []
     seen: set[str] = set()
@@ -53,6 +62,8 @@ def written(
                 hint.fate = "malformed"
             elif leaks(text, mistake.target):
                 hint.fate = "leaks the target"
+            elif normalised(text) in titles:
+                hint.fate = "only a title"
             elif text.casefold().rstrip(".") == example.casefold().rstrip(".") != "":
                 hint.fate = "copied from the prompt"
             elif text.casefold() in seen:

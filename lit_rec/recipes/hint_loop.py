@@ -20,6 +20,7 @@ from lit_rec.agent.policy import HintPolicy
 from lit_rec.agent.reflection import Mistake, Reflector
 from lit_rec.config import plain
 from lit_rec.errors import UserError
+from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.recipes.session_ground import SessionGround
 from lit_rec.run.progress import step
@@ -93,8 +94,15 @@ class HintLoop:
             with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as progress:
                 talks = self.reflector.reflect(mistakes, progress)
             (work / "conversations.json").write_text(json.dumps(talks, indent=1, ensure_ascii=False))
-            first, example = len(before.hints) + 1, self.reflector.example
-            hints = written(mistakes, talks, number=number, first_id=first, limit=r.hints, example=example)
+            hints = written(
+                mistakes,
+                talks,
+                number=number,
+                first_id=len(before.hints) + 1,
+                limit=r.hints,
+                example=self.reflector.example,
+                titles={normalised(title or "") for title in self.ground.data.items["title"]},
+            )
             self._filter(hints, before, number)
             base = HintBase([*before.hints, *hints])
             base.save(work / "hints.json")
