@@ -20,6 +20,14 @@ def talk(answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "1. Not this one at all"}, {"role": "assistant", "content": answer}]
 
 
+def test_titles_and_copies_of_the_example_are_no_hints() -> None:
+    answer = "1. The Lion King (1994)\n2. Prefer the example.\n3. Prefer films such as The Lion King."
+    hints = written(
+        MISTAKES[:1], [talk(answer)], number=1, first_id=1, limit=3, example="prefer the example", titles={"lion king"}
+    )
+    assert [h.fate for h in hints] == ["only a title", "copied from the prompt", ""]
+
+
 def test_hints_as_they_are_written() -> None:
     first = "1. Prefer dark films.\n2. Watch the Matrix again.\n3. Films.\n4. Prefer quiet dramas."
     second = "1. PREFER dark films.\n2. Watch the Matrix again.\n3. Look up old films."
