@@ -195,23 +195,38 @@ class ServerModel:
         return self.model in models or self.model.split("@")[0] in models or self.model.startswith(("/", ".", "~"))
 
     async def _ask_all(self, todo: dict[str, Messages], settings: SamplingSettings, put: Put) -> None:
-        """Ask for every answer; `put` has each as it arrives."""
+        """Ask for every answer; `put` has each as it arrives.
+
+        After a failure nothing new is asked, but what is under way is waited for: it is paid for.
+        """
         room = asyncio.Semaphore(self.concurrency)
+        failures: list[Exception] = []
+        under_way: set[asyncio.Task[None]] = set()
 
         async def ask(key: str, prompt: Messages) -> None:
             try:
                 put((key, await self._answer(key, prompt, settings)))
+            except Exception as error:
+                failures.append(error)
             finally:
                 room.release()
 
         async with self.endpoints.clients(read_key(self.api_key_env)):
             try:
-                async with asyncio.TaskGroup() as group:
-                    for key, prompt in todo.items():
-                        await room.acquire()  # tasks are made as there is room: a request may be 100,000 prompts
-                        group.create_task(ask(key, prompt))
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
+                for key, prompt in todo.items():
+                    await room.acquire()  # tasks are made as there is room: a request may be 100,000 prompts
+                    if failures:
+                        break
+                    task = asyncio.create_task(ask(key, prompt))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                await asyncio.gather(*under_way)
+            except BaseException:  # cancelled
+                for task in under_way:
+                    task.cancel()
+                raise
+        if failures:
+            raise failures[0]
 
     async def _answer(self, key: str, prompt: Messages, settings: SamplingSettings) -> Answer:
         """One answer, after as many attempts as it takes and is allowed."""

@@ -50,7 +50,8 @@ def naive(llm: LanguageModel, prompt: Messages, template: str, title: str) -> tu
     chat = prompt[0]["role"] != "text"
     text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) if chat else content
     before = tokenizer(f"{text}{words['lead']}", add_special_tokens=False)["input_ids"]
-    asked = tokenizer(f"{title} {words['end']}", add_special_tokens=False)["input_ids"]
+    end = words["end"].replace("<eos>", tokenizer.eos_token)
+    asked = tokenizer(f"{title} {end}", add_special_tokens=False)["input_ids"]
     with llm.for_sampling():
         logps = llm.model(torch.tensor([[*before, *asked]])).logits[0].double().log_softmax(-1)
     return float(logps[len(before) - 1 : -1].gather(1, torch.tensor(asked)[:, None]).sum()), len(asked)
