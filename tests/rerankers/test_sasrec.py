@@ -169,7 +169,8 @@ def test_it_learns_a_planted_chain(negatives: int | None) -> None:
     best = FOLLOWED + (1 - FOLLOWED) / ITEMS
     print(f"HR@1 {hr:.3f}, the best possible {best:.3f}, chance {1 / ITEMS:.3f}")
     assert hr >= 0.9 * best
-    assert torch.equal(sasrec_scores(module, lists, index[[7, 3]]), scores[[7, 3]])
+    # Batches of another size add up in another order.
+    assert torch.allclose(sasrec_scores(module, lists, index[[7, 3]]), scores[[7, 3]], atol=1e-4)
     assert not module.training
 
 
