@@ -206,10 +206,27 @@ def test_lists_of_garbage_are_counted_and_rank_last(world: World) -> None:
     assert "100.0%" in (run / "report.html").read_text()
 
 
-def test_few_hints_are_an_error_with_a_cure(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_kept_hint_the_other_rows_stand(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     run = world.root / "no_hint_helps"
-    code = main(["fit", "--config", world.config, *BARE, "reflection.min_gain=10", f"run.dir={run}"])
-    assert_told(capsys, code, "no hint of round 1 was kept", "does not help", "reflection.min_gain")
+    line = ["--config", world.config, *BARE, "agent.rounds=2", "reflection.min_gain=10", f"run.dir={run}"]
+    assert main(["fit", *line]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no hint of round 2 was kept" in told
+    assert "these rows are left out: random_hint, best_fixed_hint, ppo, full_information, oracle" in told
+    assert {r["row"] for r in results(run)} == {"random", "popularity", "item_knn", "empty_prompt", "no_hint"}
+    assert {hint["fate"] for hint in json.loads((run / "hints.json").read_text())["hints"]} != {"kept"}
+    assert "does not help" in (run / "report.html").read_text()
+    assert main(["test", *line]) == 0
+    out = world.root / "exported"
+    assert_told(capsys, main(["export", *line, "--output", str(out)]), "no hints to export", "min_gain")
+    assert not out.exists()
+
+
+def test_only_rows_that_need_a_hint_and_none_kept(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run = world.root / "nothing_left"
+    off = [f"evaluation.rows.{row}=false" for row in ROWS[:6] if row != "sasrec"]
+    code = main(["fit", "--config", world.config, *BARE, *off, "reflection.min_gain=10", f"run.dir={run}"])
+    assert_told(capsys, code, "no hint was kept", "reflection.min_gain")
     assert (run / "answers" / "answers.jsonl").stat().st_size > 0  # nothing that was asked is lost
 
 

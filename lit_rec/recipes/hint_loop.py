@@ -19,11 +19,10 @@ from lit_rec.agent.llm_environment import HintEnvironment
 from lit_rec.agent.policy import HintPolicy
 from lit_rec.agent.reflection import Mistake, Reflector
 from lit_rec.config import plain
-from lit_rec.errors import UserError
 from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.recipes.session_ground import SessionGround
-from lit_rec.run.progress import step
+from lit_rec.run.progress import console, step
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 
@@ -114,12 +113,11 @@ class HintLoop:
         base = HintBase.load(folder / "hints.json")
         if not base.kept:
             told = ", ".join(f"{count} {fate}" for fate, count in base.fates().items())
-            raise UserError(
-                f"no hint of round {number} was kept, so there is nothing for an agent to choose from",
-                where="config key reflection",
-                why=told or "no session was an error",
-                fix="reflect on more sessions (reflection.sessions), lower reflection.min_gain, raise "
-                "reflection.similarity, or use a larger LLM; with --fresh the answers so far are used again",
+            console.print(
+                f"[yellow]no hint of round {number} was kept[/] ({told or 'no session was an error'}). For more, raise "
+                "reflection.sessions, lower reflection.min_gain, or use a larger LLM; what it wrote is in the store, "
+                "so --fresh pays for nothing twice",
+                highlight=False,
             )
         return base
 
@@ -179,8 +177,9 @@ class HintLoop:
 
     def vectors(self, number: int) -> Tensor:
         """[A, d] embeddings of the kept hints."""
+        none = self.ground.states.new_zeros(0, self.ground.states.shape[1])
         # One by one: in a batch the last digits would depend on the others, and a hint must keep its embedding.
-        return torch.cat([self.ground.encoder.encode([text]) for text in self.base(number).texts])
+        return torch.cat([none, *(self.ground.encoder.encode([text]) for text in self.base(number).texts)])
 
     # --- rewards ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +214,8 @@ class HintLoop:
                 ranks, gains = self.asked.ranks(sessions), self.asked.matrix(sessions)
                 self.asked.progress = None
             save_file({"ranks": ranks, "gains": gains, "sessions": sessions.contiguous()}, work / "matrix.safetensors")
-            return {"sessions": len(sessions), "hints": len(self.asked.hints), "mean gain": float(gains[:, 1:].mean())}
+            mean = float(gains[:, 1:].mean()) if self.asked.hints else 0.0
+            return {"sessions": len(sessions), "hints": len(self.asked.hints), "mean gain": mean}
 
         key = {**self.reward_key, "sessions": len(sessions)}
         folder = self.run.run_stage(stage, build, key=key, after=("sessions", f"round_{number}/hints"))

@@ -23,10 +23,8 @@ from lit_rec.errors import UserError
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.models import extra_callbacks
 from lit_rec.recipes.session_ground import SessionGround
-from lit_rec.recipes.session_rows import SessionRows
+from lit_rec.recipes.session_rows import SessionRows, uses_hints
 from lit_rec.run.folder import RunFolder
-
-HINT_ROWS = ("random_hint", "best_fixed_hint", "ppo", "full_information", "oracle")
 
 
 def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, SessionRows]:
@@ -54,11 +52,6 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, SessionRows]:
         more_agents(loop)
     rows = SessionRows(loop)
     return rows.evaluate(), rows
-
-
-def uses_hints(cfg: DictConfig) -> bool:
-    """Whether any row needs the hint base."""
-    return any(cfg.evaluation.rows[row] for row in HINT_ROWS)
 
 
 def train(loop: HintLoop) -> None:
@@ -122,6 +115,8 @@ def _never(work: Path) -> None:
 def more_agents(loop: HintLoop) -> None:
     """Agents with other seeds on the last base, and the full-information ones: what chance does to the choice."""
     cfg = loop.cfg
+    if not loop.base(loop.rounds).kept:
+        return
     kinds: list[tuple[str, type[HintAgent], range]] = []
     if cfg.evaluation.rows.ppo:
         kinds.append(("ppo", PPOAgent, range(1, cfg.agent.seeds)))

@@ -8,18 +8,26 @@ from typing import Any
 
 import polars as pl
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_rec.config import plain
+from lit_rec.errors import UserError
 from lit_rec.metrics.sessions import rank_metrics, target_ranks
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.rerankers.sasrec import fit_sasrec, sasrec_scores
 from lit_rec.rerankers.session_baselines import item_knn_scores, popularity_scores
-from lit_rec.run.progress import step
+from lit_rec.run.progress import console, step
 
 AGENTS = ("ppo", "full_information")
+HINT_ROWS = ("random_hint", "best_fixed_hint", *AGENTS, "oracle")
 Ranks = dict[str, Tensor]  # split -> [seeds, draws, n]: a row's value is the mean over the draws
+
+
+def uses_hints(cfg: DictConfig) -> bool:
+    """Whether any row needs the hint base."""
+    return any(cfg.evaluation.rows[row] for row in HINT_ROWS)
 
 
 class SessionRows:
@@ -34,13 +42,30 @@ class SessionRows:
         self.data, self.rounds = self.ground.data, loop.rounds
         self.splits = [split for split in ("validation", "test") if len(self.ground.part(split))]
 
+    @cached_property
+    def shown(self) -> list[str]:
+        """The rows that are switched on; those that need a hint only where there is one."""
+        on = [str(name) for name, wanted in self.cfg.evaluation.rows.items() if wanted]
+        if not uses_hints(self.cfg) or self.loop.base(self.rounds).kept:
+            return on
+        left = [name for name in on if name not in HINT_ROWS]
+        if not left:
+            raise UserError(
+                "nothing to evaluate: no hint was kept, and every other row is off",
+                where="config key reflection",
+                fix="switch evaluation.rows.no_hint on, raise reflection.sessions, or lower reflection.min_gain",
+            )
+        out = ", ".join(name for name in on if name in HINT_ROWS)
+        console.print(f"[yellow]the hint base is empty, so these rows are left out:[/] {out}", highlight=False)
+        return left
+
     # --- the table ----------------------------------------------------------------------------------------------------
 
     def evaluate(self) -> pl.DataFrame:
         """Per-session metrics of every row that is switched on."""
-        frames = [self._random()] if self.cfg.evaluation.rows.random else []
-        for name, on in self.cfg.evaluation.rows.items():
-            if on and name != "random":
+        frames = [self._random()] if "random" in self.shown else []
+        for name in self.shown:
+            if name != "random":
                 frames += self._frames(name, self.ranks(name))
         table = pl.concat(frames)
         for row, part in table.filter(pl.col("split") == "test").group_by("row"):
@@ -231,13 +256,13 @@ class SessionRows:
 
     def choices(self) -> pl.DataFrame:
         """What each row picked for every test session: session, agent, hint (its id, 0 = none), rank, rank_no_hint."""
-        sessions, rows = self.ground.test, self.cfg.evaluation.rows
+        sessions = self.ground.test
         kept = self.loop.base(self.rounds).kept
         ids = torch.tensor([0, *(hint.id for hint in kept)])
-        plain_ranks = self.ranks("no_hint")["test"][0, 0] if rows.no_hint else None
+        plain_ranks = self.ranks("no_hint")["test"][0, 0] if "no_hint" in self.shown else None
         frames = []
         for name in ("best_fixed_hint", *AGENTS, "oracle"):
-            if not rows[name]:
+            if name not in self.shown:
                 continue
             oracle = name == "oracle"
             actions = self._matrix("test").min(1).indices if oracle else self.actions(name, "test")[0]

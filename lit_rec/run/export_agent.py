@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from lit_rec import __version__
 from lit_rec.agent.hints import HintBase
 from lit_rec.agent.policy import HintPolicy
+from lit_rec.errors import UserError
 from lit_rec.llm.loading import fingerprint, local_source
 from lit_rec.run import cards
 from lit_rec.run.export import mark, whole_folder
@@ -28,6 +29,13 @@ def export_agent(cfg: DictConfig, run: RunFolder, target: Path, *, data: str, no
     """
     lines = json.loads((run.path / "results.json").read_text())
     base = HintBase.load(run.path / "hints.json")
+    if not base.kept:
+        raise UserError(
+            "there are no hints to export",
+            where=str(run.path / "hints.json"),
+            why="none that the LLM wrote was kept",
+            fix="raise reflection.sessions, lower reflection.min_gain, or use a larger LLM",
+        )
     cache = Path(cfg.run.cache).expanduser() if cfg.run.cache else None
     source = "" if cfg.llm.server is not None else local_source(cfg.llm, "llm", cache)
     about = cards.base_model(cfg.llm, source, fingerprint(source, cfg.llm.revision) if source else "")

@@ -16,7 +16,7 @@ from lit_rec.llm.server import ServerModel
 from lit_rec.recipes import re2llm
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.session_ground import SessionGround
-from lit_rec.recipes.session_rows import AGENTS, SessionRows
+from lit_rec.recipes.session_rows import AGENTS, SessionRows, uses_hints
 from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.export_agent import export_agent
 from lit_rec.run.folder import RunFolder, write_atomic
@@ -39,7 +39,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         lines = lines_of(frames, rows)
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
         write_results(run.path / "results.json", lines)
-        hinted = re2llm.uses_hints(cfg)
+        hinted = uses_hints(cfg)
         if hinted:
             rows.loop.base(rows.rounds).save(run.path / "hints.json")
             replace_folder(run.stage(f"round_{rows.rounds}/agent"), run.path / "agent")
@@ -80,7 +80,7 @@ def lines_of(frames: pl.DataFrame, rows: SessionRows) -> list[dict[str, Any]]:
 def story_of(rows: SessionRows) -> SessionStory:
     """What the report tells beside the table."""
     loop, cfg = rows.loop, rows.cfg
-    hinted = re2llm.uses_hints(cfg)
+    hinted = uses_hints(cfg)
     choices = rows.choices() if hinted else pl.DataFrame()
     talks = _talks(rows) if hinted else []
     return SessionStory(
@@ -101,7 +101,7 @@ def _talks(rows: SessionRows) -> list[Any]:
 
 
 def _curves(rows: SessionRows) -> dict[str, list[dict[str, Any]]]:
-    shown = [kind for kind in AGENTS if rows.cfg.evaluation.rows[kind]]
+    shown = [kind for kind in AGENTS if kind in rows.shown]
     return {kind: rows.loop.curves(rows.agents(kind)[0]) for kind in shown}
 
 
@@ -123,7 +123,7 @@ def _bias(rows: SessionRows) -> pl.DataFrame:
     fifth = (rows.ground.ranker.shown_place(rows.ground.test) * 5).long().clamp(max=4) + 1
     found = [empty]
     for name in ("no_hint", "best_fixed_hint", "ppo"):
-        if not rows.cfg.evaluation.rows[name]:
+        if name not in rows.shown:
             continue
         hit = (rows.ranks(name)["test"][0, 0] <= 10).double()
         table = pl.DataFrame({"fifth": fifth.numpy(), "hit": hit.numpy()})
@@ -178,7 +178,7 @@ def show(cfg: DictConfig, split: str) -> None:
                 fix=f"hold some out: data.{split}=0.1",
             )
         rows = SessionRows(HintLoop(ground))
-        if re2llm.uses_hints(cfg):
+        if uses_hints(cfg):
             re2llm.revisit(rows.loop)
             re2llm.more_agents(rows.loop)
         frames = rows.evaluate().filter(pl.col("split") == split)
@@ -200,7 +200,7 @@ def check_export(cfg: DictConfig, args: argparse.Namespace) -> None:
             why="recipe re2llm leaves the language model as it is, and has no reranker",
             fix="leave it out: the hints and the agent are exported",
         )
-    if not re2llm.uses_hints(cfg):
+    if not uses_hints(cfg):
         raise UserError(
             "there are no hints to export",
             where="config key evaluation.rows",
