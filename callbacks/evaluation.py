@@ -28,7 +28,7 @@ class RoundEvaluation(RoundHooks):
 
     def end_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: RoundCallback, number: int) -> None:
         """Keep the adapter, regenerate the knowledge, score it, log it."""
-        loop, state, before = rounds.loop, rounds.state_of(number), rounds.state_of(number - 1)
+        loop, state, before = rounds.loop, rounds.state_of(number), rounds.pairs_from(number)
         policy.llm.mark_adapter()
         fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 
@@ -51,9 +51,10 @@ class RoundEvaluation(RoundHooks):
         rows = held_out.head(KL_ANSWERS)
 
         def build(work: Path) -> dict[str, Any]:
+            prompts = loop.prompts_of(state, rows["user"].to_list())
             examples = [
-                encode_chat(policy.llm.tokenizer, loop.ground.prompts.user(u), [t], policy.cfg.max_length)
-                for u, t in rows.select("user", "text").rows()
+                encode_chat(policy.llm.tokenizer, prompt, [text], policy.cfg.max_length)
+                for prompt, text in zip(prompts, rows["text"].to_list(), strict=True)
             ]
             differences: list[float] = []
             training = policy.training
@@ -77,8 +78,9 @@ class RoundEvaluation(RoundHooks):
 
 def log_state(loop: Any, state: str, number: int) -> None:
     """Send what is known of a state to TensorBoard: rewards, ties, lengths, divergence, and a few pairs to read."""
-    control = not (state == "zero_shot" or state.startswith("round_"))
-    board = loop.board(state if control else "round").experiment
+    kind = state.rpartition("_")[0]
+    curves = "round" if state == "zero_shot" or kind == "round" else "hinted" if kind == "hinted" else state
+    board = loop.board(curves).experiment
     summary = loop.summary(state)
     scalars = {**summary, **summary.get("train", {}), "heldout_reward": summary["heldout_reward"]["mean"]}
     for name, value in scalars.items():

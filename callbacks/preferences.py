@@ -24,7 +24,7 @@ class PreferenceRounds(RoundHooks):
 
     def begin_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: RoundCallback, number: int) -> None:
         """Samples and rewards of the last state -> pairs -> reference log-probabilities -> the DataModule."""
-        state = rounds.state_of(number - 1)
+        state = rounds.pairs_from(number)
         pairs = rounds.loop.pairs(state, self.rule)
         if not len(pairs):
             raise UserError(

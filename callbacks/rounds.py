@@ -12,7 +12,7 @@ class RoundHooks(Callback):
     """A callback with two more hooks. Write a subclass, name it under `callbacks:` in the YAML, and it takes part.
 
     `policy` is what is trained: the `DPOPolicy` or the `PPOAgent`. `trainer.datamodule` serves the round's pairs or the
-    sessions; `rounds.loop` (a `lit_rec.recipes.loop.Loop` or `HintLoop`) has what was made so far.
+    sessions; `rounds.loop` (a `Loop` or a `HintLoop` of lit_rec.recipes) has what was made so far.
     """
 
     def begin_round(self, trainer: L.Trainer, policy: Any, rounds: "RoundCallback", number: int) -> None:
@@ -44,10 +44,12 @@ class RoundCallback(Checkpoint):
         self.finished = 0
 
     def state_of(self, number: int) -> str:
-        """Name of the LLM's state after this many rounds."""
-        if number == 0:
-            return "zero_shot"
+        """Name of the LLM's state after round `number` = 1, 2, ..."""
         return f"round_{number}" if self.policy_name == "round" else self.policy_name
+
+    def pairs_from(self, number: int) -> str:
+        """Name of the state whose answers are the pairs of round `number`."""
+        return self.loop.pairs_from(self.policy_name, number)
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds finished."""

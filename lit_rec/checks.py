@@ -29,6 +29,7 @@ CHOICES = {
     "ranking.method": ("likelihood", "generate"),
     "agent.rewards": ("matrix", "online"),
     "agent.reward": ("ndcg", "mrr", "soft"),
+    "agent.pick": ("ppo", "full_information", "best_fixed", "random", "none"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
 }
 AT_LEAST = {
@@ -119,7 +120,11 @@ def check(cfg: DictConfig) -> None:
             raise _bad(key, value, "above 0 and at most 1")
     if cfg.trainer.devices != 1:
         raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
+    if has_key(cfg, "agent.exploration") and not 0 <= cfg.agent.exploration < 1:
+        raise _bad("agent.exploration", cfg.agent.exploration, "a share from 0 up to but not including 1")
     (_check_re2llm if cfg.recipe == "re2llm" else _check_rlrf)(cfg)
+    if cfg.recipe == "unified":
+        _check_unified(cfg)
 
 
 def has_key(cfg: DictConfig, key: str) -> bool:
@@ -155,6 +160,17 @@ def _check_rlrf(cfg: DictConfig) -> None:
         raise _bad("llm.server", cfg.llm.server.model, "null: this recipe trains the model in process")
 
 
+def _check_unified(cfg: DictConfig) -> None:
+    if cfg.policy.rounds < 1:
+        raise _bad("policy.rounds", cfg.policy.rounds, "at least 1: hints are written in rounds")
+    if cfg.reward.refresh:
+        raise _bad("reward.refresh", True, "false: the rewards of hints need one ruler over all rounds")
+    if cfg.reflection.size < cfg.policy.rounds:
+        raise _bad("reflection.size", cfg.reflection.size, f"at least policy.rounds = {cfg.policy.rounds}")
+    if cfg.agent.pick in ("full_information", "best_fixed") and cfg.agent.rewards == "online":
+        raise _bad("agent.rewards", "online", f"matrix: agent.pick={cfg.agent.pick} needs every reward")
+
+
 def _check_re2llm(cfg: DictConfig) -> None:
     _numbers(cfg, "evaluation.ks", 1)
     for key in ("ranking.templates", "ranking.priors", "ranking.lengths"):
@@ -169,8 +185,6 @@ def _check_re2llm(cfg: DictConfig) -> None:
         raise _bad("agent.k", cfg.agent.k, "at least 1, or null for every rank")
     if cfg.evaluation.test is not None and cfg.evaluation.test < 1:
         raise _bad("evaluation.test", cfg.evaluation.test, "at least 1, or null for all test sessions")
-    if not 0 <= cfg.agent.exploration < 1:
-        raise _bad("agent.exploration", cfg.agent.exploration, "a share from 0 up to but not including 1")
     if cfg.reflection.size < cfg.agent.rounds:
         raise _bad("reflection.size", cfg.reflection.size, f"at least agent.rounds = {cfg.agent.rounds}")
     if cfg.ranking.method == "generate":

@@ -16,9 +16,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lit_rec.checks import check
 from lit_rec.errors import UserError
-from lit_rec.schema import Re2LLMConfig, RLRFConfig
+from lit_rec.schema import Re2LLMConfig, RLRFConfig, UnifiedConfig
 
-SCHEMAS = {"rlrf_schema": RLRFConfig, "re2llm_schema": Re2LLMConfig}
+SCHEMAS = {"rlrf_schema": RLRFConfig, "re2llm_schema": Re2LLMConfig, "unified_schema": UnifiedConfig}
 ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.", "torch.", "torchmetrics.", "transformers.", "peft.")
 
 
@@ -69,7 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
             "this is not an experiment",
             where=f"config {path}",
             why="its defaults list does not begin with a recipe, so no key could be checked",
-            fix=f"begin the file with `defaults: [SCHEMA, _self_]`, SCHEMA being {' or '.join(SCHEMAS)}",
+            fix=f"begin the file with `defaults: [SCHEMA, _self_]`, SCHEMA being one of {', '.join(SCHEMAS)}",
         )
     for key, target in _targets(cfg):
         if not target.startswith(ALLOWED_TARGETS):

@@ -258,12 +258,11 @@ class RankingConfig:
 
 
 @dataclass
-class ReflectionConfig:
+class HintWritingConfig:
     """How hints are written and which are kept."""
 
     template: str = "reflect_v1"  # below `reflection:` in templates.yaml
-    sessions: int = 30  # error sessions reflected on per round
-    error_rank: int = 10  # a session is an error when its target ranks below this
+    sessions: int = 30  # error sessions (unified: users) reflected on per round
     hints: int = 3  # hints asked for per conversation
     max_new_tokens: int = 128  # per turn
     temperature: float = 0.7
@@ -277,13 +276,24 @@ class ReflectionConfig:
 
 
 @dataclass
-class AgentConfig:
-    """The agent that picks a hint for each session."""
+class ReflectionConfig(HintWritingConfig):
+    """What is reflected on, too."""
+
+    error_rank: int = 10  # a session is an error when its target ranks below this
+
+
+@dataclass
+class UserReflectionConfig(HintWritingConfig):
+    """Hints on describing users."""
+
+    template: str = "describe_v1"
+
+
+@dataclass
+class PolicyGradientConfig:
+    """How an agent learns to pick a hint."""
 
     rewards: str = "matrix"  # matrix (every hint is asked for every training session first) | online (when tried)
-    reward: str = "ndcg"  # ndcg | mrr | soft (log-probability of the target among the candidates)
-    k: int | None = None  # ranks beyond k earn nothing; null: every rank counts
-    rounds: int = 1  # reflection and training, again and again
     epochs: int = 30  # passes over the training sessions per round
     batch_size: int = 32  # sessions per rollout
     update_epochs: int = 10  # passes over a rollout
@@ -302,7 +312,25 @@ class AgentConfig:
     reward_scale: float = 1.0
     hidden: int = 64
     rank: int = 32
+
+
+@dataclass
+class AgentConfig(PolicyGradientConfig):
+    """The agent that picks a hint for each session."""
+
+    reward: str = "ndcg"  # ndcg | mrr | soft (log-probability of the target among the candidates)
+    k: int | None = None  # ranks beyond k earn nothing; null: every rank counts
+    rounds: int = 1  # reflection and training, again and again
     seeds: int = 1  # agents trained in the last round, with different seeds; the first one leads the reflection
+
+
+@dataclass
+class UserAgentConfig(PolicyGradientConfig):
+    """Who picks the hint for each user's description; the reward is that of `reward:`, over the text without a hint."""
+
+    # ppo | full_information (learns from every reward) | best_fixed (the best on training users, for all) | random |
+    # none (no hints: the recipe rlrf)
+    pick: str = "ppo"
 
 
 @dataclass
@@ -351,3 +379,12 @@ class Re2LLMConfig:
     evaluation: SessionEvaluationConfig = field(default_factory=SessionEvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)  # more callbacks for the agent's Trainer
+
+
+@dataclass
+class UnifiedConfig(RLRFConfig):
+    """The unified recipe, whole: RLRF4Rec with hints, which an agent picks, in the prompts."""
+
+    recipe: str = "unified"
+    reflection: UserReflectionConfig = field(default_factory=UserReflectionConfig)
+    agent: UserAgentConfig = field(default_factory=UserAgentConfig)

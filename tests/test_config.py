@@ -28,7 +28,11 @@ NEEDS = {
     "data=session_files": ["data.root=/x"],
     "data=hetrec_session_files": ["data.root=/x"],
 }
-QUICKSTARTS = {"rlrf": "quickstart.yaml", "re2llm": "quickstart_re2llm.yaml"}
+QUICKSTARTS = {
+    "rlrf": "quickstart.yaml",
+    "re2llm": "quickstart_re2llm.yaml",
+    "unified": "quickstart_unified.yaml",
+}
 MINIMAL = "defaults: [rlrf_schema, _self_]\nname: mine\nllm: {name: a, hub: b/c}\nencoder: {name: a, hub: b/c}\n"
 
 
@@ -177,11 +181,12 @@ def changed(cfg: Any, key: str, value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Any]:
-    """Both recipes with every part that may be null."""
+    """All recipes with every part that may be null."""
     generate = [*NEEDS["llm=server"], "ranking.method=generate", "ranking.templates=[list_v1]", "ranking.lengths=[0.0]"]
     return {
         "rlrf": load(QUICKSTARTS["rlrf"]),
         "re2llm": load(QUICKSTARTS["re2llm"], "ranking.shortlist=null", "evaluation.rows.full_information=false"),
+        "unified": load(QUICKSTARTS["unified"]),
         "server": load(QUICKSTARTS["re2llm"], "llm=server", *generate, "ranking.shortlist=null"),
     }
 

@@ -1,11 +1,15 @@
 """What answers a choice of hint with a reward."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lit_rec.errors import UserError
+from lit_rec.llm.prompts import Hints
 
 
 class Environment(Protocol):
@@ -22,6 +26,90 @@ class Environment(Protocol):
     def matrix(self, sessions: Tensor) -> Tensor:
         """Rewards [B, A + 1] of every action for these sessions [B]."""
         ...
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Hints tried on one session, or user.
+
+    Attributes:
+        gains: Reward of each hint.
+        ranks: Rank of the target without a hint, then with each; empty where there is no single target.
+    """
+
+    gains: list[float]
+    ranks: list[int]
+
+
+class AskedEnvironment(ABC):
+    """Rewards that are asked for when they are wanted, of hints that may become more.
+
+    Attributes:
+        hints: Actions 1, 2, ...
+        progress: Called with (questions, tokens) while something is asked.
+    """
+
+    def __init__(self) -> None:
+        self.hints: list[str] = []
+        self.progress: Callable[[int, int], None] | None = None
+
+    def set_hints(self, texts: Sequence[str]) -> None:
+        """Make these the actions 1, 2, ...; a base only grows."""
+        if list(texts[: len(self.hints)]) != self.hints:
+            raise ValueError("a base only grows: its first hints must stay as they are")
+        self.hints = list(texts)
+
+    @abstractmethod
+    def gains(self, sessions: Tensor, hints: Sequence[Hints]) -> Tensor:
+        """Rewards [n, hints] float32 of as many hints for each session [n]; None earns 0."""
+
+    def trial(self, session: int, hints: Sequence[str]) -> Trial:
+        """Try hints on one session."""
+        return Trial(self.gains(torch.tensor([session]), [list(hints)])[0].tolist(), [])
+
+    def rewards(self, sessions: Tensor, actions: Tensor) -> Tensor:
+        """Rewards [B] of actions [B] for sessions [B]; action 0, no hint, earns 0."""
+        texts: list[str | None] = [None, *self.hints]
+        return self.gains(sessions.cpu(), [[texts[a]] for a in actions.tolist()]).squeeze(1).to(sessions.device)
+
+    def matrix(self, sessions: Tensor) -> Tensor:
+        """Rewards [B, A + 1] of every action."""
+        return self.gains(sessions.cpu(), [[None, *self.hints]] * len(sessions)).to(sessions.device)
+
+    def table(self, sessions: Tensor) -> dict[str, Tensor]:
+        """What is kept of every action for these sessions: `gains` [B, A + 1], and what else there is."""
+        return {"gains": self.matrix(sessions)}
+
+
+class TextEnvironment(AskedEnvironment):
+    """Rewards of hints in the prompt that asks what a user likes (METHODS 3): what a recommender gains by the text.
+
+    A hint's reward is that of the text the LLM writes with it minus that of the text it writes without; one text each,
+    so a reward is as noisy as the LLM's answers are.
+
+    Args:
+        values: (users, hints of each) -> rewards [n, hints] of the texts, as preference pairs are made of.
+    """
+
+    def __init__(self, values: Callable[[Tensor, Sequence[Hints], "AskedEnvironment"], Tensor]) -> None:
+        super().__init__()
+        self._values = values
+        self._known: dict[tuple[int, str | None], float] = {}
+
+    def gains(self, sessions: Tensor, hints: Sequence[Hints]) -> Tensor:
+        """Rewards [n, hints] float32 of hints for users; None earns 0."""
+        asked = [[None, *tried] for tried in hints]
+        wanted = [
+            (user, list(dict.fromkeys(h for h in tried if (user, h) not in self._known)))
+            for user, tried in zip(sessions.tolist(), asked, strict=True)
+        ]
+        if wanted := [(user, tried) for user, tried in wanted if tried]:
+            flat = [(user, hint) for user, tried in wanted for hint in tried]
+            values = self._values(torch.tensor([user for user, _ in flat]), [[hint] for _, hint in flat], self)
+            self._known.update(zip(flat, values.squeeze(1).tolist(), strict=True))
+        found = [[self._known[user, h] for h in tried] for user, tried in zip(sessions.tolist(), asked, strict=True)]
+        values = torch.tensor(found, dtype=torch.float64).reshape(len(sessions), -1)
+        return (values[:, 1:] - values[:, :1]).float()
 
 
 class MatrixEnvironment:

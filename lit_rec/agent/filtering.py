@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_rec.agent.environment import AskedEnvironment
 from lit_rec.agent.hints import KEPT, Hint, HintBase
-from lit_rec.agent.llm_environment import HintEnvironment
 from lit_rec.agent.reflection import Mistake, Reflector, leaks, malformed, read_hints
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.ranking import normalised
@@ -19,14 +19,12 @@ class FilterSettings:
 
     Attributes:
         room: Hints that may be kept in this round.
-        tried: Hints that are tried on sessions at all; each costs 1 + others questions.
         min_gain: Smallest mean reward gain on other sessions; a hint must be above it.
         similarity: A hint whose embedding is this near (cosine) to a kept one is the same hint.
         ask: Also ask the LLM whether it is the same.
     """
 
     room: int = 20
-    tried: int = 60
     min_gain: float = 0.0
     similarity: float = 0.9
     ask: bool = True
@@ -74,7 +72,7 @@ def written(
     return found
 
 
-def try_out(hints: Sequence[Hint], environment: HintEnvironment, others: Tensor, *, whole: HintEnvironment) -> None:
+def try_out(hints: Sequence[Hint], environment: AskedEnvironment, others: Tensor, *, whole: AskedEnvironment) -> None:
     """Measure every hint that is still in the running on its own session and on others.
 
     All hints are tried on the same other sessions, so that their gains can be compared.
@@ -95,11 +93,11 @@ def try_out(hints: Sequence[Hint], environment: HintEnvironment, others: Tensor,
     texts = [hint.text for hint in running]
     gains = environment.gains(others, [texts] * len(others)) if len(others) else torch.zeros(0, len(texts))
     for session, mine in own.items():
-        where = torch.tensor([session])
-        ranks, _ = whole.ask(where, [[None, *(h.text for h in mine)]])
-        earned = whole.gains(where, [[h.text for h in mine]])[0]
-        for hint, rank, gain in zip(mine, ranks[0, 1:].tolist(), earned.tolist(), strict=True):
-            hint.rank_before, hint.rank_after, hint.gain_source = int(ranks[0, 0]), rank, gain
+        trial = whole.trial(session, [hint.text for hint in mine])
+        for place, hint in enumerate(mine):
+            hint.gain_source = trial.gains[place]
+            if trial.ranks:
+                hint.rank_before, hint.rank_after = trial.ranks[0], trial.ranks[place + 1]
     for column, hint in enumerate(running):
         rest = gains[others != hint.session, column]
         hint.others = len(rest)
@@ -126,9 +124,7 @@ def choose(
     for hint in hints:
         if hint.fate:
             continue
-        assert hint.rank_before is not None
-        assert hint.rank_after is not None
-        if hint.rank_after >= hint.rank_before:
+        if not hint.helped_source:
             hint.fate = "does not help its own session"
         elif hint.gain_others is not None and hint.gain_others <= settings.min_gain:
             hint.fate = "does not help others"

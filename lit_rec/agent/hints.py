@@ -19,11 +19,11 @@ class Hint:
         id: Its number over all rounds.
         text: An imperative sentence.
         round: The round it was written in.
-        session: Number of the session whose reflection it comes from.
-        titles: Titles of that session.
-        target: Title of the item that came next there; the text must not name it.
+        session: Number of the session, or user, whose reflection it comes from.
+        titles: Titles of that session or user.
+        target: Title of the item that came next there, or should have; the text must not name it.
         gain_source: Reward gain on that session; None: not tried.
-        rank_before: Rank of the target there without the hint.
+        rank_before: Rank of the target there without the hint; None for users, who have no single target.
         rank_after: Rank of the target there with it.
         gain_others: Mean reward gain on other sessions; None: not tried.
         others: How many other sessions it was tried on.
@@ -42,6 +42,13 @@ class Hint:
     gain_others: float | None = None
     others: int = 0
     fate: str = ""
+
+    @property
+    def helped_source(self) -> bool:
+        """Whether it did any good where it comes from: a better rank; where there is no rank, a reward above 0."""
+        if self.rank_before is not None and self.rank_after is not None:
+            return self.rank_after < self.rank_before
+        return self.gain_source is not None and self.gain_source > 0
 
 
 class HintBase:

@@ -1,18 +1,20 @@
 """The environment of the hint agent: the frozen LLM with a hint in its prompt (METHODS 2.1, step 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lit_rec.llm.ranker import Hints, SessionRanker
+from lit_rec.agent.environment import AskedEnvironment, Trial
+from lit_rec.llm.prompts import Hints
+from lit_rec.llm.ranker import SessionRanker
 from lit_rec.metrics.sessions import target_ranks
 
 REWARDS = ("ndcg", "mrr", "soft")
 CHUNK = 16  # sessions whose scores are in memory at a time
 
 
-class HintEnvironment:
+class HintEnvironment(AskedEnvironment):
     """Rewards of hints: what the target's place gains over the prompt without a hint.
 
     Answers are remembered by (session, hint) here, and by content in the store: PPO may ask as often as it likes.
@@ -27,16 +29,9 @@ class HintEnvironment:
     def __init__(self, ranker: SessionRanker, *, reward: str = "ndcg", k: int | None = None) -> None:
         if reward not in REWARDS:
             raise ValueError(f"reward is one of {', '.join(REWARDS)}, not {reward!r}")
+        super().__init__()
         self.ranker, self.reward, self.k = ranker, reward, k
-        self.hints: list[str] = []
-        self.progress: Callable[[int, int], None] | None = None
         self._known: dict[tuple[int, str | None], tuple[int, float]] = {}
-
-    def set_hints(self, texts: Sequence[str]) -> None:
-        """Make these the actions 1, 2, ...; a base only grows."""
-        if list(texts[: len(self.hints)]) != self.hints:
-            raise ValueError("a base only grows: its first hints must stay as they are")
-        self.hints = list(texts)
 
     def ask(self, sessions: Tensor, hints: Sequence[Hints]) -> tuple[Tensor, Tensor]:
         """Rank and log-probability of the target, for every session with each of its hints.
@@ -110,14 +105,15 @@ class HintEnvironment:
         values = self.value(ranks, logps)
         return (values[:, 1:] - values[:, :1]).float()
 
-    def rewards(self, sessions: Tensor, actions: Tensor) -> Tensor:
-        """Rewards [B] of actions [B] for sessions [B]; action 0, no hint, earns 0."""
-        texts: list[str | None] = [None, *self.hints]
-        return self.gains(sessions.cpu(), [[texts[a]] for a in actions.tolist()]).squeeze(1).to(sessions.device)
+    def trial(self, session: int, hints: Sequence[str]) -> Trial:
+        """Try hints on one session."""
+        where = torch.tensor([session])
+        ranks, _ = self.ask(where, [[None, *hints]])
+        return Trial(self.gains(where, [list(hints)])[0].tolist(), ranks[0].tolist())
 
-    def matrix(self, sessions: Tensor) -> Tensor:
-        """Rewards [B, A + 1] of every action."""
-        return self.gains(sessions.cpu(), [[None, *self.hints]] * len(sessions)).to(sessions.device)
+    def table(self, sessions: Tensor) -> dict[str, Tensor]:
+        """Ranks and gains [B, A + 1] of every action."""
+        return {"ranks": self.ranks(sessions), **super().table(sessions)}
 
     def ranks(self, sessions: Tensor) -> Tensor:
         """Ranks [B, A + 1] of the target with every action."""

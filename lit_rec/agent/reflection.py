@@ -24,19 +24,21 @@ WORDS = (3, 40)  # a shorter line says nothing, a longer one is no hint
 
 @dataclass(frozen=True)
 class Mistake:
-    """An error session.
+    """An error session, or a user whom the LLM's description serves badly.
 
     Attributes:
         session: Its number.
-        titles: What the session holds, in order.
-        answer: The LLM's list, best first.
-        target: What came next.
+        titles: What the session holds, or the user rated, in order.
+        answer: What was ranked first by mistake, best first.
+        target: What came next, or should have come first.
+        said: What the LLM said; empty: `answer`, as a numbered list.
     """
 
     session: int
     titles: Sequence[str]
     answer: Sequence[str]
     target: str
+    said: str = ""
 
 
 class Reflector:
@@ -80,7 +82,8 @@ class Reflector:
         talks: list[Messages] = [self._open(mistake) for mistake in mistakes]
         for turn in ("mistakes", "reveal", "advise"):
             for talk, mistake in zip(talks, mistakes, strict=True):
-                talk.append({"role": "user", "content": self._fill(turn, target=mistake.target)})
+                ranked = ", ".join(f'"{title}"' for title in mistake.answer)
+                talk.append({"role": "user", "content": self._fill(turn, target=mistake.target, ranked=ranked)})
             given = self.llm.answers(talks, [1] * len(talks), settings=self.settings, progress=progress)
             for talk, answers in zip(talks, given, strict=True):
                 talk.append({"role": "assistant", "content": answers[0].text})
@@ -90,7 +93,7 @@ class Reflector:
         listed = "\n".join(f"{n}. {title}" for n, title in enumerate(mistake.answer, 1))
         return [
             {"role": "user", "content": self._fill("question", session="; ".join(mistake.titles))},
-            {"role": "assistant", "content": listed},
+            {"role": "assistant", "content": mistake.said or listed},
         ]
 
     def same(self, hint: str, known: Sequence[str], progress: Callable[[int, int], None] | None = None) -> bool | None:

@@ -13,6 +13,7 @@ from lit_rec.data.canonical import RatingsData
 from lit_rec.errors import UserError
 
 Messages = list[dict[str, str]]
+Hints = Sequence[str | None]  # None is the prompt without a hint
 TEMPLATES = Path(__file__).with_name("templates.yaml")
 NOT_SHOWN = {"user_id", "zip", "zip_code"}
 
@@ -68,14 +69,17 @@ class Prompts:
             for role, key in (("system", system), ("user", user))
         ]
 
-    def user(self, row: int) -> Messages:
-        """The chat messages that ask for the preferences of a user."""
+    def user(self, row: int, hint: str | None = None) -> Messages:
+        """The chat messages that ask for the preferences of a user; a hint stands behind the question."""
         stars = f"{self.data.rating_max:g}"
-        return self._messages("system", "user", who=self.who(row), history=self.history_text(row), stars=stars)
+        asked = self._messages("system", "user", who=self.who(row), history=self.history_text(row), stars=stars)
+        if hint is not None:
+            asked[-1]["content"] += f" {_file()['templates'][self.template]['hint'].format(hint=hint)}"
+        return asked
 
-    def users(self, rows: Sequence[int]) -> list[Messages]:
-        """The messages of several users."""
-        return [self.user(row) for row in rows]
+    def users(self, rows: Sequence[int], hints: Hints | None = None) -> list[Messages]:
+        """The messages of several users, each with its hint."""
+        return [self.user(row, hint) for row, hint in zip(rows, hints or [None] * len(rows), strict=True)]
 
     def item(self, item: int) -> Messages:
         """The chat messages that ask to describe an item."""
@@ -91,10 +95,14 @@ class Prompts:
 
     def history_text(self, row: int, limit: int | None = None) -> str:
         """`"title", k stars; ...` in time order."""
+        return "; ".join(self.rated(row, limit))
+
+    def rated(self, row: int, limit: int | None = None) -> list[str]:
+        """`"title", k stars` of every item of the history that is shown."""
         items, ratings = (h[row].tolist() for h in self.histories)
         shown = [(i, r) for i, r in zip(items, ratings, strict=True) if i > 0][-(limit or self.history) :]
         titles = self.data.items["title"]
-        return "; ".join(f'"{titles[i]}", {r:g} star{"" if r == 1 else "s"}' for i, r in shown)
+        return [f'"{titles[i]}", {r:g} star{"" if r == 1 else "s"}' for i, r in shown]
 
     def item_text(self, item: int) -> str:
         """Title, year and attributes of an item: also what `knowledge.item_text: attributes` encodes."""

@@ -11,14 +11,13 @@ from torch import Tensor
 from lit_rec.data.session_sets import SessionData
 from lit_rec.errors import UserError
 from lit_rec.llm.language_model import LanguageModel
-from lit_rec.llm.prompts import Messages
+from lit_rec.llm.prompts import Hints, Messages
 from lit_rec.llm.ranking import RankingPrompts, parse_ranking
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.llm.scoring import Question, TitleScorer
 from lit_rec.llm.store import Answer, AnswerStore
 
 Progress = Callable[[int, int], None]
-Hints = Sequence[str | None]
 EMPTY = "(the session is not shown)"  # in the place of a hint: the prompt without the session
 
 

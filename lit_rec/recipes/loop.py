@@ -2,10 +2,11 @@
 
 A "state" is a state of the LLM: "zero_shot" (untrained), "round_1", "round_2" ... (after that many rounds of DPO),
 "random_pairs" and "best_of_n" (the controls). Every state has answers, their vectors and their rewards.
+What differs where hints stand in the prompts is in `lit_rec.recipes.unified`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,30 @@ class Loop:
         following = {"zero_shot", *(f"round_{k}" for k in range(1, self.cfg.policy.rounds))}
         return self.cfg.pairs.samples if state in following and self.cfg.policy.rounds > 0 else 1
 
+    # --- what hints change --------------------------------------------------------------------------------------------
+
+    def prompts_of(self, state: str, users: Sequence[int]) -> list[Messages]:
+        """What the LLM is asked about these users in a state."""
+        return self.ground.prompts.users(users)
+
+    def pairs_from(self, policy: str, number: int) -> str:
+        """The state whose answers are the pairs of a policy's round `number`."""
+        return "zero_shot" if number == 1 else f"{policy}_{number - 1}"
+
+    def made_by(self, state: str) -> tuple[str, ...]:
+        """Stages of this split that the answers of a state depend on."""
+        return () if state == "zero_shot" else (f"{state}/policy",)
+
+    def states(self) -> list[tuple[int, str]]:
+        """(number of rounds behind it, state) of every state of the LLM that has rewards."""
+        names = [(0, "zero_shot"), *((k, f"round_{k}") for k in range(1, self.cfg.policy.rounds + 1))]
+        return [*names, *self.controls()] if self.cfg.policy.rounds > 0 else []
+
+    def controls(self) -> list[tuple[int, str]]:
+        """The control policies among the states."""
+        switched = self.cfg.evaluation.controls
+        return [(1, name) for name in ("random_pairs", "best_of_n") if switched[name]]
+
     # --- texts --------------------------------------------------------------------------------------------------------
 
     def answers(self, state: str) -> pl.DataFrame:
@@ -93,7 +118,7 @@ class Loop:
 
         def build(work: Path) -> dict[str, Any]:
             with step(f"{state}: the LLM writes", sum(counts), "answers") as progress:
-                given = self.llm.answers(self.ground.prompts.users([u for u, _ in rows]), counts, progress=progress)
+                given = self.llm.answers(self.prompts_of(state, [u for u, _ in rows]), counts, progress=progress)
             table = pl.DataFrame(
                 [
                     {"user": user, "sample": j, "text": a.text, "tokens": a.tokens, "finish": a.finish, "split": name}
@@ -104,21 +129,19 @@ class Loop:
             table.write_parquet(work / "answers.parquet")
             return {"answers": len(table), "tokens": int(table["tokens"].sum())}
 
+        made_by = self.made_by(state)
         key = {
             "prompt": plain(self.cfg.prompt),
             "llm": {k: v for k, v in plain(self.cfg.llm).items() if k != "batch_size"},
             "samples": samples,
             "seed": self.cfg.seed,
         }
-        folder = self.stage(f"{state}/answers", build, key, "split", *self._policy_of(state))
+        folder = self.stage(f"{state}/answers", build, key, "split", *made_by)
         return self.table(f"{state}/answers", folder, "answers.parquet")
 
     def kept_answers(self, state: str) -> pl.DataFrame:
         """The answers of a finished run in this state; the LLM is not asked."""
         return pl.read_parquet(self.run.stage(self.name(f"{state}/answers")) / "answers.parquet")
-
-    def _policy_of(self, state: str) -> tuple[str, ...]:
-        return () if state == "zero_shot" else (f"{state}/policy",)
 
     def vectors(self, state: str) -> dict[str, Tensor]:
         """Encoded answers of a state.
@@ -261,6 +284,32 @@ class Loop:
         folder = self.stage(f"{state}/rewards", build, key, f"{state}/vectors", f"{judge}/reward_model")
         return self.table(f"{state}/rewards", folder, "rewards.parquet")
 
+    def judge(self, users: Tensor, texts: Sequence[str]) -> Tensor:
+        """Rewards [n] of texts about users [n], by the reward model of the untrained LLM's knowledge."""
+        reward = self.cfg.reward
+        return self.reward_model("zero_shot").answer_rewards(
+            self.ground.lists,
+            self.encoded(users, texts),
+            users,
+            reward=reward.metric,
+            k=reward.k,
+            convention=reward.convention,
+        )
+
+    def judge_lists(self, user: Tensor, text: str) -> tuple[Tensor, Tensor]:
+        """A user's lists and their logits [lists, C], with a text as the user's knowledge."""
+        model = self.reward_model("zero_shot")
+        return model.answer_logits(self.ground.lists, self.encoded(user, [text]), user)
+
+    def encoded(self, users: Tensor, texts: Sequence[str]) -> Tensor:
+        """[n, width] what the reward model reads of texts about users [n]."""
+        kind = self.cfg.knowledge.encode
+        if kind == "kar":
+            whole = [f"{self.ground.prompts.history_text(u)} {t}" for u, t in zip(users.tolist(), texts, strict=True)]
+            return self.ground.encoder.encode(whole, cut=True)
+        vectors = self.ground.encoder.encode(list(texts))
+        return torch.cat([self.ground.history_vectors[users], vectors], dim=1) if kind == "both" else vectors
+
     def pairs(self, state: str, rule: str) -> pl.DataFrame:
         """Preference pairs of the training users from the rewarded answers of a state.
 
@@ -275,7 +324,7 @@ class Loop:
                 rewards, rule=rule, min_gap=wanted.min_gap, max_pairs=wanted.max_pairs, seed=self.cfg.seed
             )
             users = pairs["user"].to_list()
-            prompts: list[Messages] = self.ground.prompts.users(users)
+            prompts = self.prompts_of(state, users)
             ids = self.ground.data.users["user_id"].gather(users).to_list()
             conversational(pairs, prompts, ids).write_parquet(work / "pairs.parquet")
             (work / "counts.json").write_text(json.dumps(counts))
@@ -378,13 +427,6 @@ class Loop:
             }
             frames.append(pl.DataFrame(columns).select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]))
         return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
-
-    def states(self) -> list[tuple[int, str]]:
-        """(number of rounds behind it, state) of every state of the LLM that has rewards."""
-        names = [(0, "zero_shot"), *((k, f"round_{k}") for k in range(1, self.cfg.policy.rounds + 1))]
-        controls = self.cfg.evaluation.controls
-        names += [(1, name) for name in ("random_pairs", "best_of_n") if controls[name]]
-        return names if self.cfg.policy.rounds > 0 else []
 
     # --- what a state amounts to --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ for round t = 1..T: sample N answers per training user, score each with the rera
 knowledge of every user from the tuned LLM -> the final reranker -> test
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from callbacks.evaluation import RoundEvaluation, log_state
 from callbacks.preferences import PreferenceRounds
 from callbacks.progress import EpochProgress
-from callbacks.rounds import RoundCallback
+from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import native_bf16
 from lit_rec.policy.dpo import DPOPolicy
@@ -25,15 +25,19 @@ from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop
 from lit_rec.recipes.models import extra_callbacks
 from lit_rec.rerankers.training import quiet
-from lit_rec.run.folder import RunFolder
+from lit_rec.run.folder import RunFolder, never
 
 
-def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, list[Loop]]:
+def fit(
+    cfg: DictConfig, run: RunFolder, make_loop: type[Loop] = Loop, hooks: Sequence[RoundHooks] = ()
+) -> tuple[pl.DataFrame, list[Loop]]:
     """Run the whole recipe, or what is left of it.
 
     Args:
         cfg: The configuration.
         run: The run folder.
+        make_loop: The stages of a split.
+        hooks: What happens between rounds before the pairs are made.
 
     Returns:
         Per-list metrics of every row and fold, and the loops they came from.
@@ -45,13 +49,13 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, list[Loop]]:
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
     frames, loops = [], []
     for fold in folds:
-        loop = Loop(ground, ground.keep_split(fold), fold)
-        frames.append(run_split(loop))
+        loop = make_loop(ground, ground.keep_split(fold), fold)
+        frames.append(run_split(loop, hooks))
         loops.append(loop)
     return pl.concat(frames), loops
 
 
-def run_split(loop: Loop) -> pl.DataFrame:
+def run_split(loop: Loop, hooks: Sequence[RoundHooks] = ()) -> pl.DataFrame:
     """Everything on one split: the loop of the paper, then the rows of the result table."""
     cfg = loop.cfg
     controls = cfg.evaluation.controls
@@ -64,11 +68,13 @@ def run_split(loop: Loop) -> pl.DataFrame:
         loop.rewards("zero_shot")
         log_state(loop, "zero_shot", 0)
         if controls.random_pairs:
-            states += tune(loop, "random_pairs", rule="random", rounds=1)
+            tune(loop, "random_pairs", rule="random", rounds=1, hooks=hooks)
         if controls.best_of_n:
-            states += tune(loop, "best_of_n", rule="best_worst", rounds=1, loss="sft")
-        tuned = tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds)
-        states += tuned if cfg.evaluation.rounds else tuned[-1:]
+            tune(loop, "best_of_n", rule="best_worst", rounds=1, loss="sft", hooks=hooks)
+        tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds, hooks=hooks)
+        states += [name for _, name in loop.controls()]
+        rounds = [name for _, name in loop.states() if name not in ("zero_shot", *states)]
+        states += rounds if cfg.evaluation.rounds else rounds[-1:]
     return evaluate(loop, states)
 
 
@@ -78,7 +84,9 @@ def uses_llm(cfg: DictConfig) -> bool:
     return cfg.policy.rounds > 0 or controls.zero_shot or controls.shuffled
 
 
-def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = None) -> list[str]:
+def tune(
+    loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = None, hooks: Sequence[RoundHooks] = ()
+) -> None:
     """Preference optimisation over all rounds, in ONE Trainer.fit; callbacks work between the rounds.
 
     Args:
@@ -87,19 +95,16 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
         rule: How rewards become pairs.
         rounds: Number of rounds.
         loss: Another preference loss than the configuration's.
-
-    Returns:
-        The states this made, in order.
+        hooks: What happens between rounds before the pairs are made.
     """
     cfg = loop.cfg
     settings = cfg.policy.copy()
     settings.loss = loss or settings.loss
     checkpoint = loop.run.path / "checkpoints" / f"fold_{loop.fold}_{name}.ckpt"
     outer = RoundCallback(loop, name, rounds, settings.epochs, checkpoint)
-    states = [outer.state_of(k) for k in range(1, rounds + 1)]
-    if loop.run.done(loop.name(f"{states[-1]}/divergence")):
+    if loop.run.done(loop.name(f"{outer.state_of(rounds)}/divergence")):
         revisit(loop, outer, rule, settings)
-        return states
+        return
     loop.llm.reset_adapter()
     policy = DPOPolicy(loop.llm, settings)
     data = PreferenceDataModule(
@@ -119,7 +124,7 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
             reload_dataloaders_every_n_epochs=1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.gradient_clip,
-            callbacks=[PreferenceRounds(rule), RoundEvaluation(rule), *extra, outer],
+            callbacks=[*hooks, PreferenceRounds(rule), RoundEvaluation(rule), *extra, outer],
             logger=loop.board(name),
             log_every_n_steps=1,
             enable_progress_bar=False,
@@ -131,17 +136,12 @@ def tune(loop: Loop, name: str, *, rule: str, rounds: int, loss: str | None = No
             trainer.fit(policy, datamodule=data, **resume)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
-    return states
 
 
 def revisit(loop: Loop, outer: RoundCallback, rule: str, settings: Any) -> None:
     """Visit the finished stages of a policy again: each checks that it was made from this configuration."""
-
-    def never(work: Path) -> None:
-        raise AssertionError("a finished stage is not built again")
-
     for number in range(1, outer.rounds + 1):
-        before, state = outer.state_of(number - 1), outer.state_of(number)
+        before, state = outer.pairs_from(number), outer.state_of(number)
         loop.keep_policy(state, before, rule, settings, never)
         loop.rewards(state)
         loop.keep_divergence(state, never)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_rec.config import plain
 from lit_rec.errors import UserError
 from lit_rec.metrics.sessions import rank_metrics, target_ranks
-from lit_rec.recipes.hint_loop import HintLoop
+from lit_rec.recipes.session_hints import SessionHints
 from lit_rec.rerankers.sasrec import fit_sasrec, sasrec_scores
 from lit_rec.rerankers.session_baselines import item_knn_scores, popularity_scores
 from lit_rec.run.progress import console, step
@@ -37,7 +37,7 @@ class SessionRows:
         loop: Hints, rewards and agents.
     """
 
-    def __init__(self, loop: HintLoop) -> None:
+    def __init__(self, loop: SessionHints) -> None:
         self.loop, self.ground, self.cfg, self.run = loop, loop.ground, loop.cfg, loop.run
         self.data, self.rounds = self.ground.data, loop.rounds
         self.splits = [split for split in ("validation", "test") if len(self.ground.part(split))]
@@ -215,7 +215,7 @@ class SessionRows:
         if self.cfg.evaluation.matrix and actions.any():
             return self._matrix(split).gather(1, actions[:, None]).squeeze(1)[None, None]
         if actions.any():
-            self.loop.asked.set_hints(self.loop.base(self.rounds).texts)
+            self.loop.asked(self.rounds).set_hints(self.loop.base(self.rounds).texts)
         return self.loop.ranks(sessions, actions, f"ranking {split} sessions")[None, None]
 
     def _matrix(self, split: str) -> Tensor:

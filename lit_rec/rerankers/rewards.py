@@ -121,6 +121,14 @@ class CrossFit:
         """Return which reranker judges each user [N]; users outside all folds take turns."""
         return torch.where(self.fold_of[users] < 0, users % len(self.fitted), self.fold_of[users])
 
+    def answer_logits(self, lists: ListSet, answer_vectors: Tensor, answer_user: Tensor) -> tuple[Tensor, Tensor]:
+        """Lists [n] of ONE user and their logits [n, C], with an answer [1, d_u] as the knowledge of that user [1]."""
+        module = self.fitted[int(self.reranker_of(answer_user))].module
+        answer, index = _pairs(lists, answer_user)
+        with torch.no_grad(), _evaluating(module):
+            adapted = module.knowledge.adapt(USER, answer_vectors.to(module.device))
+            return index, torch.cat([found for _, found in _score_pairs(module, lists, index, adapted, answer, 8192)])
+
     def answer_rewards(self, lists: ListSet, answer_vectors: Tensor, answer_user: Tensor, **arguments: Any) -> Tensor:
         """Reward answers as the function of that name does, each by a reranker that never saw its user."""
         judge = self.reranker_of(answer_user)

@@ -67,7 +67,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_ends_with_parent(),
+                preexec_fn=_prepare(),
             )
         self.state, self.started = WORKING, time.monotonic()
 
@@ -94,18 +94,23 @@ class Child:
         return [line for line in lines if line][-count:]
 
 
-def _ends_with_parent() -> Callable[[], None] | None:
-    """Where Linux can, have a run killed when the sweep is: what nobody watches would hold its folder's lock."""
-    if not sys.platform.startswith("linux"):
-        return None
-    library, parent = ctypes.CDLL(None), os.getpid()
+def _prepare() -> Callable[[], None]:
+    """What a run's process does first: it listens to interrupts and, where Linux can, is killed when the sweep is.
 
-    def arrange() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:  # it died in between
-            os._exit(1)
+    A sweep that was started in the background ignores interrupts, and its runs would inherit that. What nobody watches
+    would hold its folder's lock.
+    """
+    linux = sys.platform.startswith("linux")
+    library, parent = ctypes.CDLL(None) if linux else None, os.getpid()
 
-    return arrange
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if library is not None:
+            library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            if os.getppid() != parent:  # it died in between
+                os._exit(1)
+
+    return prepare
 
 
 def run_children(children: Sequence[Child], *, jobs: int, console: Console | None = None) -> None:

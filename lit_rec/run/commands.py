@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from lit_rec import __version__
 from lit_rec.data.lists import ListSet
 from lit_rec.errors import UserError
-from lit_rec.recipes import rlrf
+from lit_rec.recipes import rlrf, unified
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop
+from lit_rec.recipes.unified import UnifiedLoop
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import load_reranker
@@ -32,6 +33,7 @@ from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
 from lit_rec.run.progress import console
 from lit_rec.run.report import write_report
+from lit_rec.run.reranking_story import family
 from lit_rec.run.results import render_table, result_rows, with_interval, write_results
 from lit_rec.run.validate_data import validate_data
 
@@ -41,7 +43,7 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
     started = time.perf_counter()
     with RunFolder(cfg.run.dir, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
-        frames, loops = rlrf.fit(cfg, run)
+        frames, loops = (unified if cfg.recipe == "unified" else rlrf).fit(cfg, run)
         rows = result_rows(
             frames, task="reranking", dataset=loops[0].ground.data.name, protocol=cfg.lists.protocol, seed=cfg.seed
         )
@@ -95,6 +97,8 @@ def keep_final(loop: Loop, run: RunFolder) -> None:
     write_atomic(run.path / "reranker" / "row.json", json.dumps({"row": row, "fold": loop.fold}))
     if loop.cfg.policy.rounds > 0:
         replace_folder(run.stage(loop.name(f"{row}/policy")) / "adapter", run.path / "adapter")
+    if isinstance(loop, UnifiedLoop):
+        loop.keep_hints(run.path)
 
 
 def report(
@@ -110,7 +114,7 @@ def report(
     """Write report.html: the rows of all splits, the rounds and examples of the first one."""
     rewards, pairs = [], []
     for number, state in loop.states():
-        if state == "zero_shot" or state.startswith("round_"):
+        if family(state) in ("zero_shot", "round"):
             rewards.append(_named(loop, loop.rewards(state).filter(pl.col("split") == "train"), number))
         if loop.samples_of(state) > 1:
             rule = cfg.pairs.rule

@@ -205,3 +205,8 @@ class RunFolder:
             why=f"changed: {shown}"[:600],
             fix="restore the value, choose another run.dir, or start anew with --fresh (LLM answers are kept)",
         )
+
+
+def never(work: Path) -> None:
+    """Build nothing: of a stage that is finished, and visited again so that it checks what it was made from."""
+    raise AssertionError("a finished stage is not built again")

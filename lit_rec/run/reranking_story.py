@@ -15,6 +15,7 @@ _FAMILIES = (
     "zero_shot",
     "best_of_n",
     "random_pairs",
+    "hinted",
     "round",
 )
 _CONTROLS = ("no_knowledge", "item_only", "history_only", "shuffled")

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from lit_rec import __version__
 from lit_rec.errors import UserError
 from lit_rec.llm.server import ServerModel
-from lit_rec.recipes import re2llm
-from lit_rec.recipes.hint_loop import HintLoop
+from lit_rec.recipes import agents, re2llm
 from lit_rec.recipes.session_ground import SessionGround
+from lit_rec.recipes.session_hints import SessionHints
 from lit_rec.recipes.session_rows import AGENTS, SessionRows, uses_hints
 from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.export_agent import export_agent
@@ -177,9 +177,9 @@ def show(cfg: DictConfig, split: str) -> None:
                 where=f"config key data.{split}",
                 fix=f"hold some out: data.{split}=0.1",
             )
-        rows = SessionRows(HintLoop(ground))
+        rows = SessionRows(SessionHints(ground))
         if uses_hints(cfg):
-            re2llm.revisit(rows.loop)
+            agents.train(rows.loop, rows.rounds)
             re2llm.more_agents(rows.loop)
         frames = rows.evaluate().filter(pl.col("split") == split)
         headline = choose_headline(frames, split=split, story=SESSIONS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_rec.agent.environment import AskedEnvironment, Trial
 from lit_rec.agent.filtering import FilterSettings, choose, try_out, written
 from lit_rec.agent.hints import KEPT, Hint, HintBase
 from lit_rec.agent.reflection import Mistake
@@ -46,10 +47,11 @@ def test_hints_as_they_are_written() -> None:
     assert written(MISTAKES[:1], [talk("")], number=0, first_id=0, limit=3) == []
 
 
-class Environment:
+class Table(AskedEnvironment):
     """Ranks from a table: (session, hint) -> rank; a place is worth its reciprocal."""
 
     def __init__(self, ranks: dict[tuple[int, str | None], int]) -> None:
+        super().__init__()
         self.known = ranks
         self.asked: set[tuple[int, str]] = set()
 
@@ -62,6 +64,10 @@ class Environment:
         ranks = self.ask(sessions, [[None, *tried] for tried in hints])[0]
         return (1 / ranks[:, 1:] - 1 / ranks[:, :1]).float()
 
+    def trial(self, session: int, hints: Sequence[str]) -> Trial:
+        ranks = self.ask(torch.tensor([session]), [[None, *hints]])[0][0].tolist()
+        return Trial(super().trial(session, hints).gains, ranks)
+
 
 def hint(number: int, text: str, *, session: int = 4, fate: str = "", round: int = 1) -> Hint:
     return Hint(number, text, round, session, [], "", fate=fate)
@@ -71,7 +77,7 @@ def test_hints_are_tried_on_their_own_session_and_on_others() -> None:
     base = {4: 8, 2: 4, 7: 2, 9: 5}
     better = {"a": {4: 2, 2: 4, 7: 1, 9: 10}, "b": {4: 8, 2: 1, 7: 2, 9: 5}, "c": {4: 9, 2: 2, 7: 4, 9: 1}}
     ranks = {(s, None): r for s, r in base.items()} | {(s, h): better[h][s] for h in better for s in base}
-    environment = Environment(ranks)
+    environment = Table(ranks)
     hints = [hint(0, "a"), hint(1, "x", fate="malformed"), hint(2, "b", session=2), hint(3, "c")]
     others = torch.tensor([7, 4, 9])
     try_out(hints, environment, others, whole=environment)
@@ -89,7 +95,7 @@ def test_hints_are_tried_on_their_own_session_and_on_others() -> None:
 
 @pytest.mark.parametrize("others", [[], [4]])
 def test_without_other_sessions_nothing_is_said_about_them(others: list[int]) -> None:
-    environment = Environment({(4, None): 3, (4, "a"): 1})
+    environment = Table({(4, None): 3, (4, "a"): 1})
     hints = [hint(0, "a")]
     try_out(hints, environment, torch.tensor(others, dtype=torch.long), whole=environment)
     assert (hints[0].gain_others, hints[0].others, hints[0].rank_after) == (None, 0, 1)
@@ -97,16 +103,28 @@ def test_without_other_sessions_nothing_is_said_about_them(others: list[int]) ->
 
 def test_the_own_session_is_asked_about_all_candidates() -> None:
     """An error session's target is off any shortlist, where no hint could be seen to help it."""
-    short = Environment({(4, None): 30, (4, "a"): 30, (7, None): 4, (7, "a"): 2})
-    whole = Environment({(4, None): 30, (4, "a"): 11})
+    short = Table({(4, None): 30, (4, "a"): 30, (7, None): 4, (7, "a"): 2})
+    whole = Table({(4, None): 30, (4, "a"): 11})
     hints = [hint(0, "a")]
     try_out(hints, short, torch.tensor([7]), whole=whole)
     assert (hints[0].rank_before, hints[0].rank_after) == (30, 11)
     assert hints[0].gain_others == pytest.approx(1 / 2 - 1 / 4)
 
 
+def test_where_there_is_no_target_the_reward_says_what_helped() -> None:
+    class Rewards(Table):
+        trial = AskedEnvironment.trial
+
+    environment = Rewards({(4, None): 3, (4, "a"): 2, (4, "b"): 3, (4, "c"): 5})
+    hints = [hint(n, text) for n, text in enumerate("abc")]
+    try_out(hints, environment, torch.zeros(0, dtype=torch.long), whole=environment)
+    assert [h.rank_before for h in hints] == [None] * 3
+    assert [h.gain_source for h in hints] == pytest.approx([1 / 2 - 1 / 3, 0, 1 / 5 - 1 / 3])
+    assert [h.helped_source for h in hints] == [True, False, False]
+
+
 def test_nothing_to_try() -> None:
-    environment = Environment({})
+    environment = Table({})
     try_out([hint(0, "a", fate="repeated")], environment, torch.tensor([1, 2]), whole=environment)
     try_out([], environment, torch.tensor([1, 2]), whole=environment)
     assert environment.asked == set()

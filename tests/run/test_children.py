@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ def script(folder: Path, name: str, code: str) -> Child:
 
 def quiet() -> Console:
     return Console(file=StringIO(), width=120)
+
+
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Interrupts are heard, also where the tests themselves were started in the background, which ignores them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class TestChildren:
@@ -79,7 +88,7 @@ class TestChildren:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_an_interrupt_stops_all_and_the_stubborn_too(
-        self, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, listening: None
     ) -> None:
         monkeypatch.setattr(children, "PATIENCE", 0.5)
         polite = """

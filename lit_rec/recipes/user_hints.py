@@ -1,0 +1,168 @@
+"""Hints for describing users: whom the descriptions serve badly, and what a hint gains (METHODS 3)."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from lit_rec.agent.environment import AskedEnvironment, TextEnvironment
+from lit_rec.agent.reflection import Mistake
+from lit_rec.config import plain
+from lit_rec.data.lists import ListSet
+from lit_rec.data.splits import Splits
+from lit_rec.llm.prompts import Hints
+from lit_rec.metrics.ranking import ranking_metrics
+from lit_rec.recipes import agents
+from lit_rec.recipes.hint_loop import HintLoop
+from lit_rec.recipes.loop import Loop
+
+SHOWN = 3  # wrongly preferred items that the LLM is told of
+
+
+class UserHints(HintLoop):
+    """Hints in the prompt that asks what a user likes, judged by the reranker that judges the texts.
+
+    Round k asks the LLM as it is before its k-th round of preference optimisation. A user's state is the vector of the
+    history, so the agent can pick for users nobody has rewards for.
+
+    Args:
+        loop: The split of the users, and everything made on it.
+    """
+
+    state_stage = "knowledge"
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop.ground, rounds=int(loop.cfg.policy.rounds), prefix=loop.name("hints/"))
+        self.loop, self.ground = loop, loop.ground
+        self._asked: dict[int, TextEnvironment] = {}
+        self._picked: set[int] = set()
+
+    @property
+    def states(self) -> Tensor:
+        """[U, d] every user's history, encoded."""
+        return self.ground.history_vectors
+
+    @cached_property
+    def lists(self) -> ListSet:
+        """One row per user: the agents are served users, not lists."""
+        lists, users = self.ground.lists, torch.arange(self.ground.data.n_users)
+        return ListSet(
+            users, torch.zeros(len(users), 1).long(), torch.zeros(len(users), 1), lists.history_items,
+            lists.history_ratings,
+        )  # fmt: skip
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The users of the split who have a candidate list: nothing is known of the others."""
+        known = torch.zeros(self.ground.data.n_users, dtype=torch.bool)
+        known[self.ground.lists.user] = True
+        parts = self.loop.splits
+        return Splits(*(part[known[part]] for part in (parts.train, parts.validation, parts.test)))
+
+    @property
+    def about(self) -> tuple[Any, str, str]:
+        """Items, noun and verb of the data set."""
+        return self.ground.data.items, self.ground.data.item_noun, "rated"
+
+    @cached_property
+    def reward_key(self) -> dict[str, Any]:
+        """What a reward depends on, besides its hint and the stages before."""
+        reward = {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
+        return {"reward": reward, "prompt": plain(self.cfg.prompt)}
+
+    def before(self, number: int) -> str:
+        """The state of the LLM that round `number` begins with."""
+        return "zero_shot" if number == 1 else f"round_{number - 1}"
+
+    def made_from(self, number: int) -> tuple[str, ...]:
+        """The rewards of the descriptions so far."""
+        self.loop.rewards(self.before(number))
+        return (self.loop.name(f"{self.before(number)}/rewards"),)
+
+    # --- what a hint gains --------------------------------------------------------------------------------------------
+
+    def asked(self, number: int) -> TextEnvironment:
+        """The LLM as it is in round `number`, and the reranker that judges what it writes."""
+        if number not in self._asked:
+            self._asked[number] = TextEnvironment(self._values)
+        return self._asked[number]
+
+    def _values(self, users: Tensor, hints: Sequence[Hints], asked: AskedEnvironment) -> Tensor:
+        """Rewards [n, 1] of the texts that the LLM writes now about users [n], one hint each."""
+        prompts = self.ground.prompts.users(users.tolist(), [one[0] for one in hints])
+        given = self.ground.llm.answers(prompts, [1] * len(prompts), progress=asked.progress)
+        return self.loop.judge(users, [answers[0].text for answers in given])[:, None]
+
+    # --- whom to reflect on -------------------------------------------------------------------------------------------
+
+    def errors(self, number: int) -> tuple[Tensor, int]:
+        """The training users whom the LLM's present knowledge serves worst."""
+        found = self._present(number).filter(pl.col("split") == "train").sort("reward", "user")
+        if self.cfg.reward.metric != "soft":
+            found = found.filter(pl.col("reward") < 1)  # nothing is left to gain
+        worst = found["user"].head(self.cfg.reflection.sessions).to_list()
+        return torch.tensor(sorted(worst), dtype=torch.long), len(found)
+
+    def _present(self, number: int) -> pl.DataFrame:
+        """Every user's knowledge and its reward as round `number` begins."""
+        return self.loop.rewards(self.before(number)).filter(pl.col("sample") == 0)
+
+    def mistake(self, session: int, number: int) -> Mistake:
+        """The list that came out worst: what stood above a better item."""
+        said = self._present(number).filter(pl.col("user") == session)["text"].item()
+        user = torch.tensor([session])
+        index, logits = self.loop.judge_lists(user, said)
+        lists, k = self.ground.lists, self.cfg.reward.k
+        real = lists.items[index] > 0
+        values = ranking_metrics(logits, lists.labels[index], real, (k,), self.cfg.reward.convention)[f"ndcg@{k}"]
+        values[lists.labels[index].sum(1) == 0] = 2.0  # nothing to like in it, so nothing to learn
+        row = int(values.argmin())
+        order = logits[row].masked_fill(~real[row], -torch.inf).argsort(descending=True, stable=True)
+        order = order[real[row][order]]
+        liked = lists.labels[index[row]][order] > 0
+        titles = [str(self.ground.data.items["title"][int(i)]) for i in lists.items[index[row]][order]]
+        place = int(liked.nonzero().max()) if liked.any() else len(titles) - 1
+        wrong = [title for title, good in zip(titles[:place], liked[:place].tolist(), strict=True) if not good]
+        return Mistake(session, self.ground.prompts.rated(session), wrong[:SHOWN], titles[place], said)
+
+    # --- who gets which hint ------------------------------------------------------------------------------------------
+
+    def texts(self, number: int, users: Sequence[int]) -> list[str | None]:
+        """The hint of every user in round `number`; None where no hint is the choice."""
+        known: list[str | None] = [None, *self.base(number).texts]
+        return [known[a] for a in self.actions(number, torch.tensor(users, dtype=torch.long)).tolist()]
+
+    def picker(self, number: int) -> str:
+        """Visit what the choice of round `number` rests on, and give its stage's full name."""
+        pick, stage = (
+            self.cfg.agent.pick,
+            {"random": "hints", "best_fixed": "rewards"}.get(self.cfg.agent.pick, "agent"),
+        )
+        if number not in self._picked:
+            _ = self.base(number)
+            if pick == "ppo":
+                agents.train(self, number)
+            elif pick == "best_fixed":
+                self.matrix_of(number)
+            elif pick == "full_information":
+                self.environment(number)
+                self.keep_agent(f"round_{number}/agent", number, agents.trained(self, pick, number))
+            self._picked.add(number)
+        return self.name(f"round_{number}/{stage}")
+
+    def actions(self, number: int, users: Tensor) -> Tensor:
+        """Actions [n] for users [n]; 0 is no hint."""
+        self.picker(number)
+        count = len(self.base(number).kept)
+        if not count:
+            return torch.zeros(len(users), dtype=torch.long)
+        if self.cfg.agent.pick == "random":
+            chance = torch.Generator().manual_seed(self.cfg.seed + number)
+            return torch.randint(1, count + 1, (self.ground.data.n_users,), generator=chance)[users]
+        if self.cfg.agent.pick == "best_fixed":
+            gains = self.matrix_of(number)["gains"][: len(self.splits.train), 1:].mean(0)
+            return torch.full((len(users),), 1 + int(gains.argmax()))
+        return self.policy(number).greedy(self.states[users])
