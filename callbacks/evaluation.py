@@ -35,7 +35,7 @@ class RoundEvaluation(RoundHooks):
         def build(work: Path) -> dict[str, Any]:
             policy.llm.save_adapter(work / "adapter")
             (work / "training.json").write_text(json.dumps(policy.epoch_means))
-            return {"adapter": policy.llm.adapter, **policy.epoch_means}
+            return {"adapter": policy.llm.adapter, **policy.epoch_means, **rounds.cost(number)}
 
         loop.keep_policy(state, before, self.rule, policy.cfg, build)
         loop.answers(state)

@@ -1,5 +1,7 @@
 """Between rounds: sample answers, score them with the reranker, make pairs, and hand them to the policy."""
 
+import time
+
 import lightning as L
 import torch
 from torch import Tensor
@@ -35,7 +37,9 @@ class PreferenceRounds(RoundHooks):
             )
         data: PreferenceDataModule = trainer.datamodule  # type: ignore[attr-defined]
         examples = data.encode(pairs)
+        began = time.perf_counter()
         data.set_round(examples, reference_logps(policy, examples, data.batch_size))
+        rounds.spent(number, began)
         policy.updates_per_round = data.updates_per_epoch * policy.cfg.epochs
 
 

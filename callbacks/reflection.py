@@ -28,7 +28,11 @@ class ReflectionRounds(RoundHooks):
         """Keep the policy of the best epoch and the curves so far."""
         history = next(c.history for c in trainer.callbacks if isinstance(c, KeepHistory))  # type: ignore[attr-defined]
         rounds.loop.environment(number)  # visits the stages this agent was made from
-        rounds.loop.keep_agent(f"round_{number}/agent", number, lambda work: write_agent(work, policy, history))
+
+        def build(work: Path) -> dict[str, Any]:
+            return write_agent(work, policy, history) | rounds.cost(number)
+
+        rounds.loop.keep_agent(f"round_{number}/agent", number, build)
 
 
 def write_agent(work: Path, agent: HintAgent, history: Sequence[dict[str, float]]) -> dict[str, Any]:

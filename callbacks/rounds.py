@@ -1,6 +1,7 @@
 """The outer loop: which round it is, what happens between rounds, and a checkpoint that can be resumed from."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class RoundCallback(Checkpoint):
         self.loop, self.policy_name, self.rounds, self.epochs = loop, policy_name, rounds, epochs
         self.checkpoint = checkpoint
         self.finished = 0
+        self.seconds: dict[int, float] = {}  # of training, per round
+        self._epoch_began = 0.0
 
     def state_of(self, number: int) -> str:
         """Name of the LLM's state after round `number` = 1, 2, ..."""
@@ -53,11 +56,20 @@ class RoundCallback(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds finished."""
-        return {"finished": self.finished}
+        return {"finished": self.finished, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rounds finished before the run was stopped."""
         self.finished = int(state_dict["finished"])
+        self.seconds = dict(state_dict["seconds"])
+
+    def spent(self, number: int, since: float) -> None:
+        """Count the time since then (`time.perf_counter`) as training of round `number`."""
+        self.seconds[number] = self.seconds.get(number, 0.0) + time.perf_counter() - since
+
+    def cost(self, number: int) -> dict[str, float]:
+        """What a manifest says of the training of a round, which went on before its stage was built."""
+        return {"training_seconds": round(self.seconds.get(number, 0.0), 1)}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up where the checkpoint left off: visit what is finished, end the round that was being ended, go on."""
@@ -66,10 +78,15 @@ class RoundCallback(Checkpoint):
         if self.finished < self.rounds:
             self._call("begin_round", trainer, pl_module, self.finished + 1)
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the clock."""
+        self._epoch_began = time.perf_counter()
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; after the last epoch of a round end it and begin the next one."""
         ended = (trainer.current_epoch + 1) % self.epochs == 0
         self.finished = (trainer.current_epoch + 1) // self.epochs
+        self.spent(trainer.current_epoch // self.epochs + 1, self._epoch_began)
         temporary = self.checkpoint.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)
         os.replace(temporary, self.checkpoint)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.session_worlds import make_session_world
-from tests.worlds import World, make_world
+from tests.worlds import World, make_unified_world, make_world
 
 # A process that imports everything once and forks one run after another, each killed at its own point: a real SIGKILL
 # in the middle of a real run, at a place that does not depend on the machine's speed.
@@ -103,7 +103,31 @@ SESSIONS = [
     ["before", "hints.json"],
     ["before", "report.html"],
 ]
-RECIPES = {"reranking": (make_world, RERANKING), "sessions": (make_session_world, SESSIONS)}
+UNIFIED = [
+    ["before", "zero_shot/rewards"],
+    ["answer", 2],
+    ["before", "hints/round_1/hints"],
+    ["after", "hints/round_1/rewards"],
+    ["after", "fold_0_hints_agent.ckpt"],
+    ["before", "hints/round_1/agent"],
+    ["answer", 1],
+    ["after", "hinted_1/rewards"],
+    ["after", "fold_0_random_pairs.ckpt"],
+    ["after", "fold_0_round.ckpt"],
+    ["before", "round_1/rewards"],
+    ["before", "hints/round_2/hints"],
+    ["answer", 2],
+    ["after", "fold_0_hints_agent.ckpt"],
+    ["before", "hinted_2/answers"],
+    ["before", "round_2/policy"],
+    ["before", "rows/hinted_2"],
+    ["before", "hints.json"],
+]
+RECIPES = {
+    "reranking": (make_world, RERANKING),
+    "sessions": (make_session_world, SESSIONS),
+    "unified": (make_unified_world, UNIFIED),
+}
 
 
 def drive(world: World, points: list[list[object]]) -> list[list[object]]:

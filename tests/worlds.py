@@ -66,6 +66,19 @@ trainer:
   precision: 32-true
   threads: 1
 """
+HINTS = """\
+reflection:
+  sessions: 8
+  max_new_tokens: 12
+  temperature: 1.5
+  others: 4
+  min_gain: -1.0
+  size: 4
+agent:
+  epochs: 3
+  batch_size: 8
+  update_epochs: 2
+"""
 # Just the paper's row on top of one round: for variants of which only the middle matters.
 BARE = [
     "policy.rounds=1",
@@ -129,6 +142,14 @@ def make_world(root: Path, *, users: int = USERS) -> World:
     save_encoder(root / "encoder", words)
     (root / "tiny.yaml").write_text(EXPERIMENT.format(root=root))
     return World(root)
+
+
+def make_unified_world(root: Path) -> World:
+    """The same with hints: the unified recipe."""
+    world = make_world(root)
+    experiment = EXPERIMENT.format(root=root).replace("rlrf_schema", "unified_schema")
+    (root / "tiny.yaml").write_text(experiment + HINTS)
+    return world
 
 
 def assert_told(capsys: object, code: int, *words: str) -> str:

@@ -88,27 +88,24 @@ class TextEnvironment(AskedEnvironment):
     so a reward is as noisy as the LLM's answers are.
 
     Args:
-        values: (users, hints of each) -> rewards [n, hints] of the texts, as preference pairs are made of.
+        values: (users [n], the hint of each) -> rewards [n] of the texts, as preference pairs are made of.
     """
 
-    def __init__(self, values: Callable[[Tensor, Sequence[Hints], "AskedEnvironment"], Tensor]) -> None:
+    def __init__(self, values: Callable[[Tensor, Hints, "AskedEnvironment"], Tensor]) -> None:
         super().__init__()
         self._values = values
         self._known: dict[tuple[int, str | None], float] = {}
 
     def gains(self, sessions: Tensor, hints: Sequence[Hints]) -> Tensor:
         """Rewards [n, hints] float32 of hints for users; None earns 0."""
-        asked = [[None, *tried] for tried in hints]
-        wanted = [
-            (user, list(dict.fromkeys(h for h in tried if (user, h) not in self._known)))
-            for user, tried in zip(sessions.tolist(), asked, strict=True)
-        ]
-        if wanted := [(user, tried) for user, tried in wanted if tried]:
-            flat = [(user, hint) for user, tried in wanted for hint in tried]
-            values = self._values(torch.tensor([user for user, _ in flat]), [[hint] for _, hint in flat], self)
-            self._known.update(zip(flat, values.squeeze(1).tolist(), strict=True))
-        found = [[self._known[user, h] for h in tried] for user, tried in zip(sessions.tolist(), asked, strict=True)]
-        values = torch.tensor(found, dtype=torch.float64).reshape(len(sessions), -1)
+        asked = [[(user, h) for h in (None, *tried)] for user, tried in zip(sessions.tolist(), hints, strict=True)]
+        # The whole request, or nothing: a run that was killed asks the same again, in the same batches, and what the
+        # store has of it costs nothing.
+        whole = list(dict.fromkeys(pair for row in asked for pair in row))
+        if any(pair not in self._known for pair in whole):
+            values = self._values(torch.tensor([user for user, _ in whole]), [hint for _, hint in whole], self)
+            self._known.update(zip(whole, values.tolist(), strict=True))
+        values = torch.tensor([[self._known[pair] for pair in row] for row in asked], dtype=torch.float64)
         return (values[:, 1:] - values[:, :1]).float()
 
 

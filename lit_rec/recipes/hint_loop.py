@@ -29,7 +29,7 @@ from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.recipes.models import Models
 from lit_rec.run.folder import RunFolder
-from lit_rec.run.progress import console, step
+from lit_rec.run.progress import Step, console, step
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 
@@ -103,6 +103,10 @@ class HintLoop(ABC):
     def made_from(self, number: int) -> tuple[str, ...]:
         """Visit the stages that the reflection of round `number` rests on, and give their full names."""
 
+    def cost(self, *steps: Step) -> dict[str, int]:
+        """What a stage's manifest says of the LLM's work in it."""
+        return {}
+
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
     def name(self, stage: str) -> str:
@@ -147,8 +151,8 @@ class HintLoop(ABC):
         def build(work: Path) -> dict[str, Any]:
             sessions, errors = self.errors(number)
             mistakes = [self.mistake(s, number) for s in sessions.tolist()]
-            with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as progress:
-                talks = self.reflector.reflect(mistakes, progress)
+            with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as talking:
+                talks = self.reflector.reflect(mistakes, talking)
             (work / "conversations.json").write_text(json.dumps(talks, indent=1, ensure_ascii=False))
             hints = written(
                 mistakes,
@@ -159,10 +163,11 @@ class HintLoop(ABC):
                 example=self.reflector.example,
                 titles={normalised(title or "") for title in self.about[0]["title"]},
             )
-            self._filter(hints, before, number)
+            trying = self._filter(hints, before, number)
             base = HintBase([*before.hints, *hints])
             base.save(work / "hints.json")
-            return {"errors": errors, "conversations": len(talks), "hints": len(hints), **HintBase(hints).fates()}
+            told = {"errors": errors, "conversations": len(talks), "hints": len(hints), **HintBase(hints).fates()}
+            return told | self.cost(talking, trying)
 
         key = {"reflection": plain(r), "rounds": self.rounds, "seed": self.cfg.seed, **self.reward_key}
         folder = self.stage(f"round_{number}/hints", build, key, *self.made_from(number))
@@ -177,8 +182,8 @@ class HintLoop(ABC):
             )
         return base
 
-    def _filter(self, hints: list[Hint], before: HintBase, number: int) -> None:
-        """Decide which hints are kept (in place)."""
+    def _filter(self, hints: list[Hint], before: HintBase, number: int) -> Step:
+        """Decide which hints are kept (in place); returns what was asked for it."""
         r = self.cfg.reflection
         known = {text.casefold() for text in before.texts}
         running = [h for h in hints if not h.fate]
@@ -198,6 +203,7 @@ class HintLoop(ABC):
         room = r.size * number // self.rounds - len(before.kept)  # every round adds its share
         settings = FilterSettings(room, r.min_gain, r.similarity, r.ask_redundancy)
         choose(hints, before, settings, encode=self.models.encoder.encode, reflector=self.reflector)
+        return progress
 
     def vectors(self, number: int) -> Tensor:
         """[A, d] embeddings of the kept hints."""
@@ -235,7 +241,7 @@ class HintLoop(ABC):
                 asked.progress = None
             save_file({**found, "sessions": sessions.contiguous()}, work / "matrix.safetensors")
             mean = float(found["gains"][:, 1:].mean()) if asked.hints else 0.0
-            return {"sessions": len(sessions), "hints": len(asked.hints), "mean gain": mean}
+            return {"sessions": len(sessions), "hints": len(asked.hints), "mean gain": mean} | self.cost(progress)
 
         _ = self.base(number)
         key = {**self.reward_key, "sessions": len(sessions)}

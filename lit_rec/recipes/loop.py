@@ -98,6 +98,10 @@ class Loop:
         names = [(0, "zero_shot"), *((k, f"round_{k}") for k in range(1, self.cfg.policy.rounds + 1))]
         return [*names, *self.controls()] if self.cfg.policy.rounds > 0 else []
 
+    def last_round(self, states: Sequence[str]) -> list[str]:
+        """Of the states of all rounds those that have rows where only the last round is measured."""
+        return list(states[-1:])
+
     def controls(self) -> list[tuple[int, str]]:
         """The control policies among the states."""
         switched = self.cfg.evaluation.controls

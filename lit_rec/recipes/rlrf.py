@@ -74,7 +74,7 @@ def run_split(loop: Loop, hooks: Sequence[RoundHooks] = ()) -> pl.DataFrame:
         tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds, hooks=hooks)
         states += [name for _, name in loop.controls()]
         rounds = [name for _, name in loop.states() if name not in ("zero_shot", *states)]
-        states += rounds if cfg.evaluation.rounds else rounds[-1:]
+        states += rounds if cfg.evaluation.rounds else loop.last_round(rounds)
     return evaluate(loop, states)
 
 

@@ -88,6 +88,10 @@ class UnifiedLoop(Loop):
             names += [(k - 1, f"hinted_{k}"), (k, f"round_{k}")]
         return [*names, *self.controls()]
 
+    def last_round(self, states: Sequence[str]) -> list[str]:
+        """The first hints alone too, and the last ones without the last round of DPO: each part has its row."""
+        return list(dict.fromkeys([states[0], *states[-2:]]))
+
     def samples_of(self, state: str) -> int:
         """N answers where pairs are made of them."""
         return int(self.cfg.pairs.samples) if state.startswith("hinted_") else 1

@@ -18,6 +18,7 @@ from lit_rec.metrics.ranking import ranking_metrics
 from lit_rec.recipes import agents
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.loop import Loop
+from lit_rec.run.progress import Step
 
 SHOWN = 3  # wrongly preferred items that the LLM is told of
 
@@ -90,11 +91,15 @@ class UserHints(HintLoop):
             self._asked[number] = TextEnvironment(self._values)
         return self._asked[number]
 
-    def _values(self, users: Tensor, hints: Sequence[Hints], asked: AskedEnvironment) -> Tensor:
-        """Rewards [n, 1] of the texts that the LLM writes now about users [n], one hint each."""
-        prompts = self.ground.prompts.users(users.tolist(), [one[0] for one in hints])
+    def _values(self, users: Tensor, hints: Hints, asked: AskedEnvironment) -> Tensor:
+        """Rewards [n] of the texts that the LLM writes now about users [n], each with its hint."""
+        prompts = self.ground.prompts.users(users.tolist(), hints)
         given = self.ground.llm.answers(prompts, [1] * len(prompts), progress=asked.progress)
-        return self.loop.judge(users, [answers[0].text for answers in given])[:, None]
+        return self.loop.judge(users, [answers[0].text for answers in given])
+
+    def cost(self, *steps: Step) -> dict[str, int]:
+        """Answers written and their tokens; what the store had costs nothing."""
+        return {"answers": sum(one.computed for one in steps), "tokens": sum(one.extra for one in steps)}
 
     # --- whom to reflect on -------------------------------------------------------------------------------------------
 

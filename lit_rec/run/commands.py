@@ -7,12 +7,10 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 from safetensors.torch import load_file
 
 from lit_rec import __version__
@@ -28,13 +26,14 @@ from lit_rec.rerankers.training import load_reranker
 from lit_rec.run import session_commands
 from lit_rec.run.candidates import rank_table, read_lists, test_lists
 from lit_rec.run.comparisons import choose_headline, compare_rows
+from lit_rec.run.cost import cost_sentence
 from lit_rec.run.export import check_finished, check_target, export_models
 from lit_rec.run.folder import RunFolder, write_atomic
+from lit_rec.run.hint_report import hint_table
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
 from lit_rec.run.progress import console
-from lit_rec.run.report import write_report
-from lit_rec.run.reranking_story import family
-from lit_rec.run.results import render_table, result_rows, with_interval, write_results
+from lit_rec.run.results import render_table, result_rows, write_results
+from lit_rec.run.rlrf_report import hint_story, report, round_summaries, round_table, run_cost
 from lit_rec.run.validate_data import validate_data
 
 
@@ -56,12 +55,15 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
         comparisons = compare_rows(frames, headline, seed=cfg.seed)
         rounds = round_summaries(loops[0], rows)
         write_atomic(run.path / "rounds.json", json.dumps(rounds, indent=1))
-        report(
-            cfg, run, rows, frames, loops[0], environment, rounds, {"headline": headline, "comparisons": comparisons}
-        )
+        hints, cost = hint_story(loops[0]), run_cost(run)
+        told = {"headline": headline, "comparisons": comparisons, "hints": hints, "cost": cost}
+        report(cfg, run, rows, frames, loops[0], environment, rounds, told)
         console.print(render_table(rows, frames, headline=headline, comparisons=comparisons))
         if rounds:
+            console.print(cost_sentence(cost), highlight=False)
             console.print(round_table(rounds))
+        if hints is not None:
+            console.print(hint_table(hints))
         made = loops[0].ground.store.generated
         console.print(
             f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store. "
@@ -99,94 +101,6 @@ def keep_final(loop: Loop, run: RunFolder) -> None:
         replace_folder(run.stage(loop.name(f"{row}/policy")) / "adapter", run.path / "adapter")
     if isinstance(loop, UnifiedLoop):
         loop.keep_hints(run.path)
-
-
-def report(
-    cfg: DictConfig,
-    run: RunFolder,
-    rows: list[dict[str, Any]],
-    frames: pl.DataFrame,
-    loop: Loop,
-    environment: dict[str, Any],
-    rounds: list[dict[str, Any]],
-    judged: dict[str, Any],
-) -> None:
-    """Write report.html: the rows of all splits, the rounds and examples of the first one."""
-    rewards, pairs = [], []
-    for number, state in loop.states():
-        if family(state) in ("zero_shot", "round"):
-            rewards.append(_named(loop, loop.rewards(state).filter(pl.col("split") == "train"), number))
-        if loop.samples_of(state) > 1:
-            rule = cfg.pairs.rule
-            text = {name: pl.col(name).list.last().struct.field("content") for name in ("prompt", "chosen", "rejected")}
-            columns: list[Any] = [pl.lit(number + 1).alias("round"), "user_id", "chosen_reward", "rejected_reward"]
-            pairs.append(loop.pairs(state, rule).with_columns(**text).select(*columns, *text))
-    write_report(
-        run.path / "report.html",
-        rows=rows,
-        frames=frames,
-        rounds=rounds,
-        rewards=pl.concat(rewards) if rewards else None,
-        pairs=pl.concat(pairs) if pairs else None,
-        stages=run.log,
-        config_yaml=OmegaConf.to_yaml(cfg),
-        environment=environment,
-        **judged,
-    )
-
-
-def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every state of the LLM in numbers, with its own validation metrics and the seconds its stages took."""
-    found = []
-    for number, state in loop.states():
-        seconds = [entry["seconds"] for entry in loop.run.log if entry["name"].startswith(loop.name(f"{state}/"))]
-        validation = {
-            f"{r['metric']}|{r['convention']}": {"mean": r["mean"], "ci95": r["ci95"], "n": r["n"]}
-            for r in rows
-            if (r["row"], r["split"], r["unit"]) == (state, "validation", "user")
-        }
-        found.append({"round": number, **loop.summary(state), "seconds": sum(seconds), "validation": validation})
-    return found
-
-
-def round_table(rounds: list[dict[str, Any]]) -> Table:
-    """The states of the LLM on the terminal: did the reward of held-out users move?"""
-    table = Table(title="The LLM, round by round (first fold)", title_justify="left")
-    for name in (
-        "state",
-        "held-out reward",
-        "gain (paired)",
-        "training reward",
-        "spread",
-        "ties",
-        "unique",
-        "tokens",
-        "KL",
-        "accuracy",
-    ):
-        table.add_column(name, justify="left" if name == "state" else "right")
-    for one in rounds:
-        train = one.get("train", {})
-        shown: list[tuple[Any, str]] = [
-            (one["train_reward_mean"], ".4f"),
-            (one.get("reward_spread"), ".4f"),
-            (one.get("tie_rate"), ".0%"),
-            (one["unique_answer_rate"], ".0%"),
-            (one["answer_tokens_mean"], ".1f"),
-            (train.get("kl"), "+.3f"),
-            (train.get("accuracy"), ".2f"),
-        ]
-        cells = ["" if value is None else format(value, form) for value, form in shown]
-        gain = one.get("heldout_gain")
-        paired = "" if gain is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(gain["mean"], *gain["ci95"])
-        table.add_row(one["name"], with_interval(one["heldout_reward"]), paired, *cells)
-    return table
-
-
-def _named(loop: Loop, rewards: pl.DataFrame, number: int) -> pl.DataFrame:
-    """Rewards with the round's number and the users' own ids."""
-    ids = loop.ground.data.users.select("user_id").with_row_index("user").cast({"user": rewards["user"].dtype})
-    return rewards.join(ids, on="user", maintain_order="left").with_columns(pl.lit(number).alias("round"))
 
 
 def final_reranker(cfg: DictConfig, run: RunFolder) -> tuple[Loop, str, RerankerModule]:

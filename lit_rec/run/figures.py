@@ -7,7 +7,7 @@ in placeholder colours that are exchanged for CSS variables: light and dark are 
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from lit_rec.run.headline import Headline
+from lit_rec.run.reranking_story import place_name
 from lit_rec.run.stories import RERANKING, Story
 
 INK, MUTED, GRID, ACCENT, SECOND, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -53,6 +54,7 @@ _STYLE = {
     "ytick.major.size": 0,
     "legend.frameon": False,
 }
+FIRST_HINTS = 0.5  # place of "hinted_1", where DPO has not begun
 _POINTS = 900  # of the scatter: more is ink, not information
 
 
@@ -138,15 +140,19 @@ def finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Draw held-out reward and validation metrics over rounds, with intervals, one panel each."""
-    series: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for state in states:
+def rounds_figure(states: Sequence[tuple[float, Mapping[str, Any]]]) -> Markup | None:
+    """Draw held-out reward and validation metrics over rounds, with intervals, one panel each.
+
+    Args:
+        states: (place as `lit_rec.run.reranking_story.place` gives it, numbers of the state).
+    """
+    series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
+    for at, state in sorted(states, key=lambda entry: entry[0]):
         entries = {"reward on held-out users": state.get("heldout_reward")}
         entries |= {f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()}
         for name, value in entries.items():
             if value and finite(value.get("mean")):
-                series.setdefault(name, []).append((state["round"], value))
+                series.setdefault(name, []).append((at, value))
     if not series:
         return None
     panels = list(series.items())[:3]
@@ -163,9 +169,15 @@ def rounds_figure(states: Sequence[Mapping[str, Any]]) -> Markup | None:
             axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
             axes.grid(axis="x", visible=False)
             axes.margins(x=0.08)
-        rounds = sorted({k for _, values in panels for k, _ in values})
-        grid[-1].set_xticks(rounds, ["zero-shot" if k == 0 else f"round {k}" for k in rounds])
+        label_places(grid[-1], {k for _, values in panels for k, _ in values})
     return drawn[0]
+
+
+def label_places(axes: Axes, places: Collection[float]) -> None:
+    """Name the rounds, and the hints between them, on the x axis; turned where they would overlap."""
+    names = [place_name(at) for at in sorted(places)]
+    turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(names) > 6 else {}
+    axes.set_xticks(sorted(places), names, **turned)
 
 
 def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
@@ -180,14 +192,15 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
         grid = figure.subplots(len(rounds), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
         for axes, number in zip(grid, rounds, strict=True):
             values = known.filter(pl.col("round") == number)["reward"].to_numpy()
-            colour = ACCENT if number else SECOND
+            colour = _place_colour(number)
             axes.hist(values, bins=edges, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.55)
             axes.axvline(values.mean(), color=INK, linewidth=1.2)
             axes.set_yticks([])
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
-            label = "zero-shot" if number == 0 else f"round {number}"
-            axes.set_title(f"{label}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9)
+            axes.set_title(
+                f"{place_name(number)}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9
+            )
         grid[-1].set_xlabel("reward of an answer")
     return drawn[0]
 
@@ -202,15 +215,21 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
         axes = figure.subplots()
         for number in sorted(shown["round"].unique()):
             part = shown.filter(pl.col("round") == number)
-            colour = ACCENT if number else SECOND
+            colour = _place_colour(number)
             axes.plot(part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4)
         _binned_mean(axes, known)
         axes.set_xlabel("tokens of the answer")
         axes.set_ylabel("reward")
-        for colour, label in ((SECOND, "zero-shot"), (ACCENT, "after DPO")):
+        hinted = [(MUTED, "hints, before DPO")] if (known["round"] == FIRST_HINTS).any() else []
+        for colour, label in ((SECOND, "zero-shot"), *hinted, (ACCENT, "after DPO")):
             axes.plot([], [], "o", color=colour, markersize=5, label=label)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=3, borderpad=0, handletextpad=0.3)
     return drawn[0]
+
+
+def _place_colour(at: float) -> str:
+    """Answers of the LLM as it came, of the same LLM with hints, and after DPO."""
+    return {0: SECOND, FIRST_HINTS: MUTED}.get(at, ACCENT)
 
 
 def _binned_mean(axes: Axes, known: pl.DataFrame) -> None:

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from lit_rec.errors import UserError
 from lit_rec.metrics.sessions import rank_metrics
+from lit_rec.run.cost import cost_parts, stage_seconds
 from lit_rec.run.folder import MANIFEST, digest
+from lit_rec.run.reranking_story import place
 from lit_rec.run.results import FIELDS
 from lit_rec.run.statistics import user_table
 from lit_rec.run.stories import RERANKING, SESSIONS, Story
@@ -46,8 +48,8 @@ class FinishedRun:
         population: What a number in `user` means: runs with the same one number the same users, or sessions, alike.
         ground: What is ranked: with the same one, every row of both runs orders the same candidates.
         cost: `seconds` of all stages together, however often the run was stopped; `answers` and `tokens` of the LLM
-            where the stages count them, else None.
-        curve: (round or epoch, reward on held-out users or sessions) while the LLM, or the agent, learned.
+            where the stages count them, else None; `parts` of `cost_parts` where an LLM is tuned.
+        curve: (place among rounds, or epoch, reward on held-out users or sessions) while the LLM, or agent, learned.
     """
 
     path: Path
@@ -58,7 +60,7 @@ class FinishedRun:
     population: str
     ground: str
     cost: dict[str, Any] = field(default_factory=dict)
-    curve: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def story(self) -> Story:
@@ -111,6 +113,7 @@ def read_run(path: str | Path) -> FinishedRun:
     try:
         frames = _session_frames(path, config, results) if _sessions(results) else _list_frames(path, config, results)
         population, ground = _identity(path, config, _sessions(results))
+        cost = _cost(path, _sessions(results))
     except (OSError, KeyError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"the metrics of single users are not in {path}",
@@ -126,7 +129,7 @@ def read_run(path: str | Path) -> FinishedRun:
         frames,
         population,
         ground,
-        _cost(path),
+        cost,
         _curve(path, config, _sessions(results)),
     )
     _check_means(run, again)
@@ -239,19 +242,22 @@ def _identity(path: Path, config: dict[str, Any], sessions: bool) -> tuple[str, 
     return digest([key["data"], drawn]), hashlib.sha256((stage / "lists.safetensors").read_bytes()).hexdigest()
 
 
-def _cost(path: Path) -> dict[str, Any]:
-    """What the stages took: seconds, and answers with their tokens where counted."""
-    seconds, answers, tokens = 0.0, 0, 0
-    for file in sorted((path / "stages").rglob(MANIFEST)):
-        manifest = _json(file, "a stage's manifest")
-        counts = manifest.get("counts") or {}
-        seconds += manifest.get("seconds") or 0.0
-        if {"answers", "tokens"} <= {*counts}:
-            answers, tokens = answers + counts["answers"], tokens + counts["tokens"]
-    return {"seconds": seconds, "answers": answers or None, "tokens": tokens or None}
+def _cost(path: Path, sessions: bool) -> dict[str, Any]:
+    """What the stages took: seconds, answers and tokens where counted; part by part where an LLM is tuned."""
+    root = path / "stages"
+    files = sorted(root.rglob(MANIFEST))
+    stages = [{**_json(file, "a stage's manifest"), "name": file.parent.relative_to(root).as_posix()} for file in files]
+    counts = [stage.get("counts") or {} for stage in stages]
+    counted = [one for one in counts if {"answers", "tokens"} <= {*one}]
+    return {
+        "seconds": sum(stage_seconds(stage) for stage in stages),
+        "answers": sum(one["answers"] for one in counted) or None,
+        "tokens": sum(one["tokens"] for one in counted) or None,
+        "parts": [] if sessions else cost_parts(stages, root),
+    }
 
 
-def _curve(path: Path, config: dict[str, Any], sessions: bool) -> list[tuple[int, float]]:
+def _curve(path: Path, config: dict[str, Any], sessions: bool) -> list[tuple[float, float]]:
     """How the reward of held-out users, or sessions, went; empty where nothing learned."""
     if sessions:
         file = path / "stages" / f"round_{(config.get('agent') or {}).get('rounds')}" / "agent" / "curves.json"
@@ -260,9 +266,9 @@ def _curve(path: Path, config: dict[str, Any], sessions: bool) -> list[tuple[int
     else:
         file = path / "rounds.json"
         states = _json(file, "the rounds") if file.is_file() else []
-        states = [one for one in states if re.fullmatch(r"zero_shot|round_\d+", str(one.get("name")))]
-        points = [(one["round"], (one.get("heldout_reward") or {}).get("mean")) for one in states]
-    return [(at, value) for at, value in points if value is not None and math.isfinite(value)]
+        points = [(place(str(one.get("name"))), (one.get("heldout_reward") or {}).get("mean")) for one in states]
+    found = [(at, value) for at, value in points if at is not None and value is not None and math.isfinite(value)]
+    return sorted(found, key=lambda point: point[0])
 
 
 def _check_means(run: FinishedRun, again: str) -> None:

@@ -7,7 +7,19 @@ from typing import Any
 import matplotlib.ticker
 from markupsafe import Markup
 
-from lit_rec.run.figures import ACCENT, GRID, INK, MUTED, SECOND, drawing, finite, rows_figure, seed_means, short
+from lit_rec.run.figures import (
+    ACCENT,
+    GRID,
+    INK,
+    MUTED,
+    SECOND,
+    drawing,
+    finite,
+    label_places,
+    rows_figure,
+    seed_means,
+    short,
+)
 from lit_rec.run.headline import Comparison
 from lit_rec.run.many import Section, Setting, equal
 
@@ -59,9 +71,9 @@ def gaps_figure(section: Section, gaps: Sequence[Comparison]) -> Markup | None:
     return drawn[0]
 
 
-def curve_of(setting: Setting) -> list[tuple[int, float]]:
+def curve_of(setting: Setting) -> list[tuple[float, float]]:
     """A setting's mean curve over its runs, at the points that all of them have."""
-    curves: list[Mapping[int, float]] = [dict(run.curve) for run in setting.runs if run.curve]
+    curves: list[Mapping[float, float]] = [dict(run.curve) for run in setting.runs if run.curve]
     points = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     return [(at, sum(curve[at] for curve in curves) / len(curves)) for at in points]
 
@@ -84,7 +96,7 @@ def curves_figure(section: Section) -> Markup | None:
             )
         ticks = sorted({at for _, points in lines for at, _ in points})
         if rounds:
-            axes.set_xticks(ticks, ["zero-shot" if at == 0 else f"round {at}" for at in ticks])
+            label_places(axes, ticks)
         else:
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
             axes.set_xlabel("epoch")

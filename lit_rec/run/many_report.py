@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_rec.errors import UserError
+from lit_rec.run.cost import amount
 from lit_rec.run.figures import finite
 from lit_rec.run.finished import FinishedRun, read_run, run_folders
 from lit_rec.run.folder import write_atomic
@@ -180,6 +181,7 @@ def _context(section: Section) -> dict[str, Any]:
         "curves": curves_figure(section),
         "not_drawn": max(0, len(section.settings) - MOST_LINES),
         "costs": _costs(section),
+        "parts": _parts(section),
         "tokens_known": any(run.cost["tokens"] for one in section.settings for run in one.runs),
         "differing": section.differing,
     }
@@ -243,6 +245,19 @@ def _published(section: Section) -> list[dict[str, Any]]:
         for line in sorted(section.lines, key=lambda line: (line["metric"], section.story.row_order(line["row"])))
         if line["published"] is not None
     ]
+
+
+def _parts(section: Section) -> dict[str, Any] | None:
+    """What the parts of the loop cost, parts down and runs across; None where nothing was tuned."""
+    runs = [(one.letter, run) for one in section.settings for run in one.runs]
+    names = {(part.name, part.of): part.order for _, run in runs for part in run.cost["parts"]}
+    known = [{(part.name, part.of): amount(part) for part in run.cost["parts"]} for _, run in runs]
+    lines = [
+        {"name": name, "of": of, "cells": [one.get((name, of), "") for one in known]}
+        for name, of in sorted(names, key=lambda key: names[key])
+    ]
+    heads = [f"{letter} (seed {run.config['seed']})" for letter, run in runs]
+    return {"runs": heads, "lines": lines} if lines else None
 
 
 def _costs(section: Section) -> list[dict[str, Any]]:

@@ -30,13 +30,13 @@ class Step:
 
     def __init__(self, bar: Progress | None, task: TaskID, unit: str) -> None:
         self._bar, self._task, self._unit = bar, task, unit
-        self.done, self.extra, self._worked, self._started = 0, 0, 0, time.perf_counter()
+        self.done, self.extra, self.computed, self._started = 0, 0, 0, time.perf_counter()
 
     def __call__(self, units: int = 1, extra: int = 0) -> None:
         """Report `units` done; `extra` counts something finer (tokens). Stored work comes with extra 0 and no rate."""
         self.done += units
         self.extra += extra
-        self._worked += units
+        self.computed += units if extra else 0
         if self._bar is not None:
             self._bar.update(self._task, advance=units, rate=self.rate())
 
@@ -45,7 +45,7 @@ class Step:
         seconds = max(time.perf_counter() - self._started, 1e-6)
         if self.extra:
             return f"{self.extra / seconds:,.0f} tokens/s"
-        return f"{self._worked / seconds:,.1f} {self._unit}/s"
+        return f"{self.done / seconds:,.1f} {self._unit}/s"
 
 
 @contextmanager

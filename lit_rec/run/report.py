@@ -10,12 +10,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_rec.run.comparisons import choose_headline, compare_rows, verdict
+from lit_rec.run.cost import Part, cost_context
 from lit_rec.run.figures import rows_figure, seed_means
 from lit_rec.run.folder import write_atomic
 from lit_rec.run.headline import Comparison, Headline, describe_difference
+from lit_rec.run.hint_report import HintStory, hint_context
 from lit_rec.run.results import pick, with_interval
 from lit_rec.run.round_report import round_context
-from lit_rec.run.session_report import SessionStory, session_context
+from lit_rec.run.session_report import session_context
 from lit_rec.run.stories import RERANKING, Story
 
 
@@ -35,7 +37,8 @@ def write_report(
     headline: Headline | None = None,
     comparisons: Sequence[Comparison] | None = None,
     story: Story = RERANKING,
-    sessions: SessionStory | None = None,
+    hints: HintStory | None = None,
+    cost: Sequence[Part] = (),
 ) -> None:
     """Write report.html, atomically; whatever is missing is left out of the page.
 
@@ -44,8 +47,8 @@ def write_report(
         rows: of `result_rows`.
         frames: the evaluation frames, for paired differences and the seeds' own means.
         rounds: one dictionary per policy state, round 0 being the zero-shot model; any value may be None. A
-            `name` other than `zero_shot` and `round_k` marks a control: in the tables, not in the curves.
-        rewards: one line per scored answer: round, tokens, reward (more columns do no harm).
+            `name` that has no `place` among the rounds marks a control: in the tables, not in the curves.
+        rewards: one line per scored answer: round (the state's `place`), tokens, reward (more columns do no harm).
         pairs: one line per pair: round, user_id, prompt, chosen, rejected, chosen_reward, rejected_reward.
         stages: {name, seconds, counts, reused} in order.
         config_yaml: the composed configuration.
@@ -55,7 +58,8 @@ def write_report(
         headline: what is counted in the main table; None chooses it from the frames.
         comparisons: of `compare_rows`, where the caller has them already.
         story: of the recipe.
-        sessions: what a recipe that ranks sessions has to tell beside its rows.
+        hints: what a recipe with hints has to tell of them; a `SessionStory` where sessions were ranked.
+        cost: of `cost_parts`.
     """
     frames = pl.DataFrame() if frames is None else frames
     headline = headline or choose_headline(frames, story=story)
@@ -70,7 +74,9 @@ def write_report(
         "verdict": verdict(comparisons, headline, rows, story) if rows else [],
         "rerankers": _reranker_sections(rows, frames, headline, comparisons, story),
         **round_context(rounds, rewards, pairs),
-        "sessions": session_context(sessions),
+        "sessions": session_context(hints),
+        "hints": hint_context(hints),
+        "cost": cost_context(cost),
         "stages": [_stage(s) for s in stages],
         "config_yaml": config_yaml,
         "environment": _flat(environment or {}),

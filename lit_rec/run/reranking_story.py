@@ -1,4 +1,4 @@
-"""The rows of the RLRF4Rec recipe: their order, what each has to beat, and what comes of it in words (METHODS 1.9)."""
+"""The rows of RLRF4Rec and of the loop with hints: order, what each has to beat, and that in words (METHODS 1.9)."""
 
 import math
 import re
@@ -15,7 +15,6 @@ _FAMILIES = (
     "zero_shot",
     "best_of_n",
     "random_pairs",
-    "hinted",
     "round",
 )
 _CONTROLS = ("no_knowledge", "item_only", "history_only", "shuffled")
@@ -35,62 +34,113 @@ def split_name(row: str) -> tuple[str, str]:
 
 def family(row: str) -> str:
     """Return the kind of a row: `round` for `round_2_both`, `other` for what has no fixed place."""
-    return next((name for name in _FAMILIES if row.startswith(name)), "other")
+    return next((name for name in (*_FAMILIES, "hinted") if row.startswith(name)), "other")
 
 
-def round_number(row: str) -> int | None:
-    """Return k of `round_k` (any variant), else None."""
-    match = re.fullmatch(r"round_(\d+)", split_name(row)[0])
+def round_number(row: str, kind: str = "round") -> int | None:
+    """Return k of `round_k` (any variant), or of `hinted_k` where that kind is asked for, else None."""
+    match = re.fullmatch(rf"{kind}_(\d+)", split_name(row)[0])
     return int(match[1]) if match else None
 
 
-def row_order(row: str) -> tuple[int, int, str, int]:
-    """Sort key: controls first, then the zero-shot LLM, then round after round; variants after their base."""
+def place(state: str) -> float | None:
+    """Return where a state of the LLM stands on an axis of rounds; None for controls, which stand beside it.
+
+    >>> place("zero_shot"), place("hinted_2"), place("round_2"), place("best_of_n")
+    (0, 1.5, 2, None)
+    """
+    if state == "zero_shot":
+        return 0
+    hints = round_number(state, "hinted")
+    return round_number(state) if hints is None else hints - 0.5
+
+
+def place_name(at: float) -> str:
+    """Return what stands at a place of that axis, for people.
+
+    >>> place_name(0), place_name(1.5), place_name(2)
+    ('zero-shot', 'hints 2', 'round 2')
+    """
+    if at == 0:
+        return "zero-shot"
+    return f"round {int(at)}" if at == int(at) else f"hints {int(at + 0.5)}"
+
+
+def state_name(state: str) -> str:
+    """Return how a state of the LLM is called in tables: `hints 1` for `hinted_1`; controls keep their names."""
+    at = place(state)
+    return state if at is None else place_name(at)
+
+
+def row_order(row: str) -> tuple[int, float, str, int]:
+    """Sort key: controls, the zero-shot LLM, round after round, each behind its hints; variants after their base."""
     base, variant = split_name(row)
-    place = [*_FAMILIES, "other"].index(family(row))
-    return place, round_number(row) or 0, base, VARIANTS.index(variant) + 1 if variant else 0
+    kind = family(row)
+    where = [*_FAMILIES, "other"].index("round" if kind == "hinted" else kind)
+    return where, place(base) or 0, base, VARIANTS.index(variant) + 1 if variant else 0
 
 
 def wanted(row: str) -> Sequence[str]:
     """Return the rows that `row` must beat."""
     kind, (_, variant) = family(row), split_name(row)
     same = f"_{variant}" if variant else ""
+    zero, hints = ["history_only", f"zero_shot{same}"], round_number(row, "hinted") or 1
     return {
         "no_knowledge": [],
         "item_only": ["no_knowledge"],
         "history_only": ["item_only"],
-        "random_pairs": ["history_only", f"zero_shot{same}"],
-        "best_of_n": ["history_only", f"zero_shot{same}"],
-        "round": ["history_only", f"zero_shot{same}", f"random_pairs{same}"],
+        "random_pairs": zero,
+        "best_of_n": zero,
+        "hinted": zero if hints == 1 else [*zero, f"round_{hints - 1}{same}"],
+        "round": ["history_only", f"hinted_{round_number(row)}{same}", f"zero_shot{same}", f"random_pairs{same}"],
     }.get(kind, ["history_only"])
 
 
 def sentences(mine: Sequence[Comparison], means: Mapping[str, float], name: str, headline: Headline) -> list[str]:
-    """Did DPO help, by how much and how sure, and does any text beat the raw history?
+    """Did hints and DPO help, by how much and how sure, and does any text beat the raw history?
 
     The last round is judged, never the best one: picking the best on test users would flatter it.
     """
-    return _dpo_lines(mine, name, headline) + _text_lines(mine, name, headline)
+    return _part_lines(mine, name, headline) + _text_lines(mine, name, headline)
 
 
-def _dpo_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:
-    lines = []
+_HINTS = ("The hints helped", "The hints hurt", "Whether the hints help is not shown")
+_DPO = ("DPO helped", "DPO hurt", "Whether DPO helps is not shown")
+_BEYOND = (
+    "DPO helped beyond the hints",
+    "DPO hurt beyond the hints",
+    "Whether DPO helps beyond the hints is not shown",
+)
+_LOOP = (
+    "Hints and DPO together helped",
+    "Hints and DPO together hurt",
+    "Whether hints and DPO together help is not shown",
+)
+_REWARD = (
+    "The reward, not just more training, made the difference",
+    "Pairs chosen by the reward did worse than random pairs",
+    "Pairs chosen by the reward are not shown to be better than random pairs",
+)
+
+
+def _part_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:
+    """What each part brought: the first hints; the last round over its hints, over the untouched LLM, over chance."""
     last = max((round_number(c.row) or 0 for c in mine), default=0)
+    hinted = any(family(c.row) == "hinted" for c in mine)
+    lines = []
     for c in mine:
-        if not last or round_number(c.row) != last:
-            continue
-        name = f"with {reranker}, {c.row} against {c.against} is"
-        if family(c.against) == "zero_shot":
-            words = ("DPO helped", "DPO hurt", "Whether DPO helps is not shown")
-        elif family(c.against) == "random_pairs":
-            words = (
-                "The reward, not just more training, made the difference",
-                "Pairs chosen by the reward did worse than random pairs",
-                "Pairs chosen by the reward are not shown to be better than random pairs",
-            )
+        against = family(c.against)
+        if round_number(c.row, "hinted") == 1:
+            words = {"zero_shot": _HINTS}.get(against)
+        elif last and round_number(c.row) == last:
+            known = {"hinted": _BEYOND, "zero_shot": _LOOP if hinted else _DPO, "random_pairs": _REWARD}
+            words = known.get(against)
         else:
             continue
-        lines.append(f"{claim(c, words)}: {name} {describe_difference(c)} in {headline.full_label()}.{limit(c)}")
+        if words:
+            name = f"with {reranker}, {c.row} against {c.against} is"
+            told = f"{name} {describe_difference(c)} in {headline.full_label()}.{limit(c)}"
+            lines.append(f"{claim(c, words)}: {told}")
     return lines
 
 

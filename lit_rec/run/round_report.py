@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from lit_rec.run.figures import length_figure, rewards_figure, rounds_figure
-from lit_rec.run.reranking_story import round_number
+from lit_rec.run.reranking_story import place, place_name, state_name
 from lit_rec.run.results import with_interval
 
 EXAMPLES = 12  # pairs shown per group
@@ -38,10 +38,11 @@ def round_context(
     """Return what `report_rounds.html.j2` shows; the arguments are those of `write_report`."""
     rewards = None if rewards is None or rewards.is_empty() else rewards
     return {
-        "rounds_figure": rounds_figure([r for r in rounds if not _is_control(r)]),
+        "rounds_figure": rounds_figure([(at, r) for r in rounds if (at := _place(r)) is not None]),
         "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
         "length_figure": length_figure(rewards) if rewards is not None else None,
         "round_tables": _round_tables(rounds),
+        "hinted": any(str(r.get("name")).startswith("hinted_") for r in rounds),
         "example_groups": _examples(pairs),
     }
 
@@ -65,15 +66,13 @@ def _held_out(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"held_out": with_interval({"mean": value["mean"], "ci95": value.get("ci95") or (None, None)})}
 
 
-def _is_control(state: Mapping[str, Any]) -> bool:
-    name = state.get("name")
-    return bool(name) and name != "zero_shot" and round_number(str(name)) is None
+def _place(state: Mapping[str, Any]) -> float | None:
+    """Where a state stands on the axis of rounds; None for controls."""
+    return place(str(state["name"])) if state.get("name") else state["round"]
 
 
 def _state_name(state: Mapping[str, Any]) -> str:
-    if _is_control(state):
-        return str(state["name"])
-    return "zero-shot" if state["round"] == 0 else f"round {state['round']}"
+    return state_name(str(state["name"])) if state.get("name") else place_name(state["round"])
 
 
 def known(value: Any) -> bool:

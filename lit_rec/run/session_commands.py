@@ -20,11 +20,12 @@ from lit_rec.recipes.session_rows import AGENTS, SessionRows, uses_hints
 from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.export_agent import export_agent
 from lit_rec.run.folder import RunFolder, write_atomic
+from lit_rec.run.hint_report import hint_table
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
 from lit_rec.run.progress import console
 from lit_rec.run.report import write_report
 from lit_rec.run.results import render_table, result_rows, write_results
-from lit_rec.run.session_report import SessionStory, hint_table
+from lit_rec.run.session_report import SessionStory
 from lit_rec.run.stories import SESSIONS
 
 EXAMPLES = 6  # test sessions shown per group
@@ -58,7 +59,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
             headline=headline,
             comparisons=comparisons,
             story=SESSIONS,
-            sessions=story,
+            hints=story,
         )
         console.print(render_table(lines, frames, headline=headline, comparisons=comparisons, story=SESSIONS))
         if hinted:

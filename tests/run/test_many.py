@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def write_run(
     save_file({"items": torch.tensor([ground])}, stages / "lists" / "lists.safetensors")
     answers = stages / "fold_0" / "zero_shot" / "answers"
     answers.mkdir(parents=True)
+    table = pl.DataFrame({"sample": [0, 1] * 6, "tokens": [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2]})
+    table.write_parquet(answers / "answers.parquet")
     (answers / "manifest.json").write_text(json.dumps({"seconds": 1, "counts": {"answers": 12, "tokens": 34}}))
     write_results(folder / "results.json", result_rows(frames, dataset=data, protocol=protocol, resamples=50))
     return finish(folder, config)
@@ -362,6 +365,42 @@ class TestMistakes:
 
 
 class TestPage:
+    def test_hints_stand_between_the_rounds_of_a_curve(self, tmp_path: Path) -> None:
+        runs = [
+            write_run(tmp_path / name, list_frames(n, list(range(20))), config=configured(recipe=name))
+            for n, name in enumerate(("rlrf", "unified"))
+        ]
+        order = ("random_pairs", "round_1", "hinted_1", "zero_shot")  # any order
+        states = [{"round": 0, "name": name, "heldout_reward": {"mean": len(name)}} for name in order]
+        (runs[1] / "rounds.json").write_text(json.dumps(states))
+        assert read_run(runs[0]).curve == [(0, 0.5), (1, 0.5)]
+        assert read_run(runs[1]).curve == [(0, 9), (0.5, 8), (1, 7)]
+        write_page(tmp_path / "page.html", [one_section(*runs)], title="x")
+        text = (tmp_path / "page.html").read_text().split("Round by round")[1].split("</svg>")[0]
+        ticks = re.findall(r"<text[^>]*>((?:zero|hints|round)[^<]*)", text)
+        assert ticks == ["zero-shot", "hints 1", "round 1"]
+
+    def test_costs_stand_part_by_part_in_every_run(self, tmp_path: Path) -> None:
+        runs = [
+            write_run(tmp_path / str(n), list_frames(n, list(range(20))), config=configured(policy__beta=float(n)))
+            for n in range(2)
+        ]
+        manifest = {"seconds": 0.5, "counts": {"training_seconds": 41.5}}
+        (runs[1] / "stages/fold_0/round_1/policy").mkdir(parents=True)
+        (runs[1] / "stages/fold_0/round_1/policy/manifest.json").write_text(json.dumps(manifest))
+        assert [read_run(run).cost["seconds"] for run in runs] == [9.5, 51.5]
+        write_page(tmp_path / "page.html", [one_section(*runs)], title="x")
+        body = (tmp_path / "page.html").read_text().split("Part by part")[1].split("</table>")[0]
+        lines = [re.findall(r">([^<>]*)</t[hd]>", line) for line in body.split("<tr>")[1:]]
+        assert lines == [
+            ["Part", "Part of", "A (seed 1)", "B (seed 1)"],
+            ["Data, items and histories", "", "1.0 s", "1.0 s"],
+            ["Zero-shot knowledge", "", "17 tokens and 0.5 s", "17 tokens and 0.5 s"],
+            ["Answers of round 1", "DPO", "17 tokens and 0.5 s", "17 tokens and 0.5 s"],
+            ["DPO training", "DPO", "", "42 s"],
+            ["Final rerankers", "", "7.5 s", "7.5 s"],
+        ]
+
     def test_different_data_stand_side_by_side(self, tmp_path: Path) -> None:
         a = write_run(tmp_path / "a", list_frames(0, list(range(20))))
         other = configured(policy__beta=1.0)
@@ -390,6 +429,7 @@ class TestPage:
             assert ("Session ranking" in page.text) == (count > 2)
             assert "12" in page.text
             assert "34" in page.text  # answers and tokens
+            assert "Part by part" in page.text
             # 3 rows and 2.5 s each, and two more stages of 1 s
             assert "9.5 s" in page.text
         assert "ppo" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lit_rec.run.cost import Part
 from lit_rec.run.report import write_report
 from lit_rec.run.results import result_rows
 from tests.pages import EVIL, Page
@@ -215,3 +216,79 @@ def test_controls_and_nan_are_in_the_tables_but_not_in_the_curves(tmp_path: Path
     assert "0.9000 [0.8000, 1.0000]" in page.text
     assert "nan" not in page.text.split("How to read")[0].split("Round by round")[1]
     assert "round 1" not in "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))
+
+
+def hinted_record() -> dict[str, Any]:
+    """Two rounds with hints, as the unified recipe leaves them; every state has rewards of its own."""
+    names = ["zero_shot", "hinted_1", "round_1", "hinted_2", "round_2", "best_of_n"]
+    behind = [0, 0, 1, 1, 2, 1]
+    rounds = [
+        {"round": k, "name": name, "heldout_reward": {"mean": 0.5 + n / 100, "ci95": [0.4, 0.6], "n": 9}, "pairs": n}
+        for n, (k, name) in enumerate(zip(behind, names, strict=True))
+    ]
+    places = [0.0, 0.5, 1.5, 2.0]  # of zero_shot, hinted_1, hinted_2 and round_2
+    rewards = pl.DataFrame(
+        {"round": places * 10, "tokens": range(5, 45), "reward": [0.25 * (1 + n % 4) for n in range(40)]}
+    )
+    return {"rounds": rounds, "rewards": rewards}
+
+
+def drawn(text: str) -> list[list[str]]:
+    """The words in every figure of a page."""
+    return [re.findall(r"<text[^>]*>([^<]*)", svg) for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+
+
+def test_hints_stand_between_the_rounds_in_tables_and_curves(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", hinted_record())
+    body = text.split("<h3>Answers and rewards</h3>")[1].split("</table>")[0]
+    lines = re.findall(r'class="name">(.*?)</th><td class="num">(.*?)</td>', body)
+    order = ["zero-shot", "hints 1", "round 1", "hints 2", "round 2"]
+    assert [name for name, _ in lines] == [*order, "best_of_n"]
+    assert lines[1][1] == "0.5100 [0.4000, 0.6000]"
+    rounds, rewards, length = drawn(text)
+    assert [t for t in rounds if t[:4] in ("zero", "hint", "roun", "best")] == order
+    assert [t for t in rewards if "mean" in t] == [
+        "zero-shot: mean 0.2500, 10 answers",
+        "hints 1: mean 0.5000, 10 answers",
+        "hints 2: mean 0.7500, 10 answers",
+        "round 2: mean 1.0000, 10 answers",
+    ]
+    assert "hints, before DPO" in length
+    assert "Hints k: the hints of round k" in Page(text).text
+    plain = write(tmp_path / "plain.html", record())
+    assert not [part for part in ("hints, before DPO", "hints 1", "Hints k") if part in plain]
+
+
+def test_a_curve_of_many_rounds_names_every_place(tmp_path: Path) -> None:
+    names = ["zero_shot", *(f"{kind}_{k}" for k in range(1, 6) for kind in ("hinted", "round"))]
+    rounds = [{"round": 0, "name": name, "heldout_reward": {"mean": 0.5}} for name in reversed(names)]
+    text = write(tmp_path / "report.html", {"rounds": rounds})
+    places = [word for word in drawn(text)[0] if re.match(r"zero|hints|round", word)]
+    assert places == ["zero-shot", *(f"{kind} {k}" for k in range(1, 6) for kind in ("hints", "round"))]
+    assert text.count("rotate(-35 ") == len(names)
+
+
+def test_the_cost_stands_part_by_part_and_ends_the_verdict(tmp_path: Path) -> None:
+    parts = [
+        Part("Zero-shot knowledge", "", 10, 1000, 5.0),
+        Part("Answers of round 1", "DPO", 40, 12000, 300.0),
+        Part("DPO training", "DPO", 0, 0, 20.5),
+        Part("Final rerankers", "", 0, 0, 250.0),
+    ]
+    text = write(tmp_path / "report.html", {"cost": parts}, ("history_only", "zero_shot", "round_1"))
+    page = Page(text)
+    assert page.open == []
+    sentence = "DPO cost 12,000 tokens and 320 s (1 round), of 13,000 tokens and 576 s for the whole run."
+    assert page.text.split("What this run shows")[1].split("Results")[0].strip().endswith(sentence)
+    body = text.split("<h2>Cost</h2>")[1].split("</table>")[0]
+    lines = [re.findall(r">([^<>]*)</t[hd]>", line) for line in body.split("<tr>")[1:]]
+    assert lines == [
+        ["Part", "part of", "LLM answers", "tokens written", "seconds"],
+        ["Zero-shot knowledge", "", "10", "1,000", "5.0"],
+        ["Answers of round 1", "DPO", "40", "12,000", "300.0"],
+        ["DPO training", "DPO", "0", "0", "20.5"],
+        ["Final rerankers", "", "0", "0", "250.0"],
+        ["The whole run", "", "50", "13,000", "575.5"],
+    ]
+    without = write(tmp_path / "without.html", {}, ("history_only", "zero_shot"))
+    assert not [part for part in ("<h2>Cost</h2>", "for the whole run", "DPO cost") if part in without]

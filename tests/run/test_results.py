@@ -179,6 +179,70 @@ def test_verdict_says_that_harm_is_harm_and_judges_the_last_round_only() -> None
     assert "3 of 3 are clearly worse" in lines[1]
 
 
+HINTED = {"history_only": -0.2, "zero_shot": 0.0, "random_pairs": 0.05, "hinted_1": 0.05, "hinted_2": 0.1}
+
+
+def test_rows_with_hints_stand_before_the_round_they_began() -> None:
+    order = ["zero_shot", "best_of_n", "random_pairs", "hinted_1", "hinted_1_both", "round_1", "round_1_both"]
+    order += ["hinted_2", "hinted_2_kar", "round_2", "hinted_10", "round_10", "something_else"]
+    mixed = random.Random(1).sample(order, len(order))
+    assert sorted(mixed, key=RERANKING.row_order) == order
+
+
+@pytest.mark.parametrize(
+    ("row", "against"),
+    [
+        ("hinted_1", {"history_only", "zero_shot"}),
+        ("hinted_2", {"history_only", "zero_shot", "round_1"}),
+        ("hinted_2_both", {"history_only", "zero_shot_both", "round_1_both"}),
+        ("round_1", {"history_only", "zero_shot", "random_pairs", "hinted_1"}),
+        ("round_2", {"history_only", "zero_shot", "random_pairs", "hinted_2"}),
+        ("round_2_both", {"history_only", "zero_shot_both", "hinted_2_both"}),
+    ],
+)
+def test_what_has_to_be_beaten_where_there_are_hints(row: str, against: set[str]) -> None:
+    present = ["history_only", "zero_shot", "random_pairs", "hinted_1", "round_1", "hinted_2", "round_2"]
+    present += [f"{name}_both" for name in ("zero_shot", "hinted_1", "round_1", "hinted_2", "round_2")]
+    found = RERANKING.has_to_beat(row, present)
+    assert set(found) == against
+    assert len(found) == len(against)
+
+
+@pytest.mark.parametrize(
+    ("changes", "claims"),
+    [
+        ({"round_2": 0.2}, ["The hints helped", "DPO helped beyond the hints", "Hints and DPO together helped"]),
+        (
+            {"hinted_1": -0.1, "hinted_2": -0.1, "round_2": -0.3},
+            ["The hints hurt", "DPO hurt beyond the hints", "Hints and DPO together hurt"],
+        ),
+        (
+            {"hinted_2": 0.3, "round_2": 0.2},  # hints help more than DPO takes away
+            ["The hints helped", "DPO hurt beyond the hints", "Hints and DPO together helped"],
+        ),
+    ],
+)
+def test_verdict_tells_hints_from_dpo(changes: dict[str, float], claims: list[str]) -> None:
+    frames = frames_of({**HINTED, **changes, "round_1": 0.5})  # round 1 is not the last: nobody judges it
+    lines = verdict(compare_rows(frames), choose_headline(frames))
+    assert [line.split(":")[0] for line in lines[:3]] == claims
+    pairs = [("hinted_1", "zero_shot"), ("round_2", "hinted_2"), ("round_2", "zero_shot")]
+    for line, (row, against) in zip(lines, pairs, strict=False):
+        assert f": with DLCM, {row} against {against} is " in line
+    assert "round_2 against random_pairs" in lines[3]
+    assert len(lines) == 5
+
+
+def test_verdict_claims_nothing_of_hints_when_nothing_is_there() -> None:
+    rows = ("history_only", "zero_shot", "hinted_1", "round_1")
+    frames = frames_of(dict.fromkeys(rows, 0.0), noise=0.1)
+    lines = verdict(compare_rows(frames), choose_headline(frames))
+    assert lines[0].startswith("Whether the hints help is not shown: with DLCM, hinted_1 against zero_shot")
+    assert lines[1].startswith("Whether DPO helps beyond the hints is not shown: with DLCM, round_1 against hinted_1")
+    assert lines[2].startswith("Whether hints and DPO together help is not shown: with DLCM, round_1 against zero_shot")
+    assert len(lines) == 4
+
+
 def test_verdict_of_equal_rows_and_of_no_rows() -> None:
     zero = frames_of({"zero_shot": 0.0})
     frames = pl.concat([zero, zero.with_columns(row=pl.lit("round_1"))])

@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 from lit_rec.agent.hints import Hint
+from lit_rec.run.hint_report import HintStory, hint_table
 from lit_rec.run.report import write_report
 from lit_rec.run.results import result_rows
-from lit_rec.run.session_report import SessionStory, hint_table
-from lit_rec.run.stories import SESSIONS
+from lit_rec.run.session_report import SessionStory
+from lit_rec.run.stories import RERANKING, SESSIONS
 from tests.pages import EVIL, Page
 
 PICKS = {"ppo": [0, 3, 3, 1, 3, 0], "best_fixed_hint": [3] * 6, "oracle": [1, 3, 0, 0, 3, 1]}
@@ -105,7 +106,7 @@ def frames(sessions: int = 20) -> pl.DataFrame:
 def write(path: Path, told: SessionStory | None, sessions: int = 0, **more: Any) -> str:
     held = frames(sessions) if sessions else None
     rows = [] if held is None else result_rows(held, dataset="hetrec", protocol="next_item", story=SESSIONS)
-    write_report(path, rows=rows, frames=held, story=SESSIONS, sessions=told, **more)
+    write_report(path, rows=rows, frames=held, story=SESSIONS, hints=told, **more)
     return path.read_text(encoding="utf-8")
 
 
@@ -230,7 +231,7 @@ def test_equal_runs_write_equal_reports(plain: str, tmp_path: Path) -> None:
     assert write(tmp_path / "again.html", story()) == plain
 
 
-def on_terminal(told: SessionStory) -> str:
+def on_terminal(told: HintStory) -> str:
     out = StringIO()
     Console(file=out, width=160).print(hint_table(told))
     return out.getvalue()
@@ -253,3 +254,70 @@ def test_the_terminal_table_without_picks_and_without_hints() -> None:
     without = on_terminal(replace(story(), choices=choices(("oracle",))))
     assert [re.split(r"\s*│\s*", line)[-2] for line in without.splitlines() if line.startswith("│")] == ["", ""]
     assert "All hints written: none" in on_terminal(SessionStory())
+
+
+def user_story() -> HintStory:
+    """What the unified recipe tells of hints: users have names, and test users no ranks."""
+    told = story()
+    hints = [{**hint, "rank_before": None, "rank_after": None} for hint in told.hints]
+    picks = pl.DataFrame({"session": range(6), "agent": "full_information", "hint": PICKS["ppo"]})
+    return HintStory(
+        subject="user",
+        agent="full_information",
+        hints=hints,
+        choices=picks,
+        curves={"full_information": told.curves["ppo"]},
+        rounds=2,
+        talk=told.talk,
+        names={77: "u<9>"},
+    )
+
+
+def test_hints_about_users_are_told_in_their_words_without_ranks(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", story=RERANKING, hints=user_story())
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    told = text.split("<h2>Hints")[1].split("<h2>How to read")[0]
+    lines = [[" ".join(cell.split()) for cell in line] for line in cells(text, "<h2>Hints")]
+    assert (
+        lines[0][1]
+        == "prefer sequels 1 Round 1, user u<9>film prefer sequels · Heatranked too low: next prefer sequels"
+    )
+    assert lines[0][2:] == ["+0.2500", "+0.0310 on 10", str(PICKS["ppo"].count(1))]
+    assert cells(text, "What the agents pick on test users") == [["full_information", "6", "33%", "2"]]
+    for part in (
+        "Gain on its own user",
+        "Picked by full_information",
+        "reward, validation users",
+        "Which? prefer sequels",
+    ):
+        assert part in told
+    for part in ("session", "rank gain", "Rank gain", "ppo", "oracle"):
+        assert part not in told
+    assert [t for t in SECTIONS if re.search(rf"\n{t}\n", page.text)] == ["Hints", "The agents"]
+
+
+def test_hints_about_sessions_still_name_sessions(plain: str) -> None:
+    told = Page(plain).text
+    for part in ("training sessions it did worst on", "Gain on its own session", "reward, validation sessions"):
+        assert part in told
+    assert "Rank gain: places" in told
+    assert "test users" not in told
+
+
+def test_no_hint_of_users_was_kept(tmp_path: Path) -> None:
+    none = replace(user_story(), hints=user_story().hints[1:2], choices=pl.DataFrame(), curves={})
+    write_report(tmp_path / "report.html", hints=none)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "names the target prefer sequels (1)." in page.text
+    assert "The agents" not in page.text
+    assert "names the target prefer sequels (1)" in on_terminal(none)
+
+
+def test_the_terminal_names_users_and_who_picked() -> None:
+    text = on_terminal(user_story())
+    assert "gain on its own user" in text
+    assert "picked by full_information (6 test users)" in text
+    assert "session" not in text

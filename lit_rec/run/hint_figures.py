@@ -9,8 +9,8 @@ from markupsafe import Markup
 from lit_rec.run.figures import ACCENT, INK, MUTED, SECOND, drawing, finite, short
 
 _CURVES = (
-    ("val/reward", "reward, validation sessions"),
-    ("charts/reward", "reward, training sessions"),
+    ("val/reward", "reward, validation {subject}s"),
+    ("charts/reward", "reward, training {subject}s"),
     ("charts/no_hint_share", "share of no hint, training"),
     ("losses/entropy", "entropy of the choice"),
     ("losses/approx_kl", "KL of an update"),
@@ -31,7 +31,7 @@ def picks_figure(shares: Mapping[str, Mapping[int, float]], hints: Sequence[int]
     """Draw how often each agent picks each hint, one panel per agent.
 
     Args:
-        shares: agent -> hint -> share of the sessions, in the order of the panels.
+        shares: agent -> hint -> share of the test set, in the order of the panels.
         hints: numbers of the hints in order, 0 being no hint.
     """
     if not shares or not hints:
@@ -52,12 +52,15 @@ def picks_figure(shares: Mapping[str, Mapping[int, float]], hints: Sequence[int]
     return drawn[0]
 
 
-def curve_figures(curves: Mapping[str, Sequence[Mapping[str, Any]]], epochs_per_round: int | None) -> list[Markup]:
+def curve_figures(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], epochs_per_round: int | None, subject: str
+) -> list[Markup]:
     """Draw what was measured over epochs, one small figure per metric, one line per agent.
 
     Args:
         curves: agent -> one dictionary per epoch; what is missing or not a number is a gap.
         epochs_per_round: a dashed line stands where a round ends and the base of hints grows; None: no lines.
+        subject: what hints are picked for.
     """
     figures = []
     for key, title in _CURVES:
@@ -71,7 +74,7 @@ def curve_figures(curves: Mapping[str, Sequence[Mapping[str, Any]]], epochs_per_
         }
         lines = {agent: points for agent, points in lines.items() if points}
         if lines:
-            figures.append(_curve(title, lines, epochs_per_round, _FLOOR.get(key)))
+            figures.append(_curve(title.format(subject=subject), lines, epochs_per_round, _FLOOR.get(key)))
     return figures
 
 
