@@ -40,6 +40,7 @@ class ControlsConfig:
     no_knowledge: bool = True
     item_only: bool = True
     history_only: bool = True
+    history_shuffled: bool = False  # somebody else's history: what having any user vector is worth
     shuffled: bool = True
     zero_shot: bool = True
     random_pairs: bool = True

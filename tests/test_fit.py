@@ -304,7 +304,9 @@ class TestVariants:
         assert json.loads((run / "reranker/row.json").read_text())["row"] == "zero_shot"
         assert any(pl.read_parquet(run / "ranked.parquet")["knowledge"])
 
-    @pytest.mark.parametrize("control", ["no_knowledge", "item_only", "history_only", "shuffled", "zero_shot"])
+    @pytest.mark.parametrize(
+        "control", ["no_knowledge", "item_only", "history_shuffled", "history_only", "shuffled", "zero_shot"]
+    )
     def test_one_control_alone(self, control: str, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, "policy.rounds=0", f"evaluation.controls.{control}=true")
         assert rows(run) == {control}

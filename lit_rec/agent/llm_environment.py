@@ -63,7 +63,7 @@ class HintEnvironment(AskedEnvironment):
     def _within_reach(self, wanted: list[tuple[int, list[str | None]]]) -> list[tuple[int, list[str | None]]]:
         """What is left to ask: no hint moves a target that is off the shortlist."""
         sessions = torch.tensor([s for s, _ in wanted])
-        targets = self.ranker.data.lists.labels[sessions].argmax(1, keepdim=True)
+        targets = self.ranker.data.lists.target_columns(sessions)[:, None]
         within = self.ranker.shortlisted(sessions).gather(1, targets).squeeze(1).tolist()
         left: list[tuple[int, list[str | None]]] = []
         for (s, tried), reached in zip(wanted, within, strict=True):
@@ -82,8 +82,8 @@ class HintEnvironment(AskedEnvironment):
         lists = self.ranker.data.lists
         sessions = torch.tensor([s for s, _ in wanted])
         scores = self.ranker.scores(sessions, [tried for _, tried in wanted], self.progress)
-        for (s, tried), rows in zip(wanted, scores, strict=True):
-            column = int(lists.labels[s].argmax())
+        columns = lists.target_columns(sessions).tolist()
+        for (s, tried), rows, column in zip(wanted, scores, columns, strict=True):
             candidates, target = lists.items[s][None], lists.items[s][column][None]
             # One seed per session: the same order among equals with every hint, so that ties make no gain.
             ranks = [target_ranks(row[None], candidates, target, seed=self.ranker.seed + s) for row in rows]

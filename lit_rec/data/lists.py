@@ -48,6 +48,14 @@ class ListSet:
         wanted[users] = True
         return wanted[self.user].nonzero().squeeze(1)
 
+    def target_columns(self, index: Tensor) -> Tensor:
+        """[n] where the target stands in each of these lists [n], of which every one has a single target."""
+        return self.labels[index].argmax(1)
+
+    def targets(self, index: Tensor) -> Tensor:
+        """[n] the targets' items."""
+        return self.items[index, self.target_columns(index)]
+
     def save(self, path: Path) -> None:
         """Write `path`.safetensors and `path`.json."""
         tensors = {k: v.contiguous() for k, v in vars(self).items() if isinstance(v, Tensor)}

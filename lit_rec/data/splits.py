@@ -71,3 +71,10 @@ def split_users(
                 fix="use more users, or other shares",
             )
     return Splits(**{name: users.sort().values for name, users in parts.items()})
+
+
+def sampled(numbers: Tensor, wanted: int | None, seed: int) -> Tensor:
+    """A random sample of this many numbers [n], ascending; all of them where there are not more, or None is wanted."""
+    if wanted is None or wanted >= len(numbers):
+        return numbers
+    return numbers[torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:wanted]].sort().values

@@ -133,8 +133,8 @@ class SessionRanker:
     def shown_place(self, sessions: Tensor) -> Tensor:
         """[n] place of the target in the order shown, as a share of the list: 0 first, towards 1 last."""
         places = []
-        for s in sessions.tolist():
-            order, target = self.order(s), int(self.data.lists.labels[s].argmax())
+        for s, target in zip(sessions.tolist(), self.data.lists.target_columns(sessions).tolist(), strict=True):
+            order = self.order(s)
             places.append(order.index(target) / len(order))
         return torch.tensor(places)
 

@@ -1,8 +1,9 @@
 """Metrics of next-item ranking: one target per session, so everything follows from the target's rank."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -60,3 +61,21 @@ def rank_metrics(ranks: Tensor, ks: Sequence[int], size: int) -> dict[str, Tenso
         found[f"ndcg@{k}"] = torch.where(inside, gain, 0.0).float()
     found[f"mrr@{size}"] = (1 / ranks.double()).float()
     return found
+
+
+def random_metrics(items: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+    """Chance: what `rank_metrics` are on average when every rank among the real candidates [n, C] is equally likely."""
+    size, real = items.shape[1], (items > 0).sum(1)
+    each = rank_metrics(torch.arange(1, size + 1), ks, size)
+    return {name: (values.double().cumsum(0)[real - 1] / real).float() for name, values in each.items()}
+
+
+def session_frame(
+    row: str, reranker: str, split: str, sessions: Tensor, metrics: Mapping[str, Tensor], seed: int = 0
+) -> pl.DataFrame:
+    """Per-session metrics of a row of the result table, as `lit_rec.run.results` reads them."""
+    about = {"row": row, "reranker": reranker, "seed": seed, "fold": 0, "split": split}
+    columns = {f"{metric}|standard": values.float().numpy() for metric, values in metrics.items()}
+    table = pl.DataFrame({"user": sessions.numpy(), "list": sessions.numpy(), **columns})
+    named = table.select([pl.lit(value).alias(key) for key, value in about.items()] + [pl.all()])
+    return named.with_columns(pl.col("seed", "fold").cast(pl.Int64))

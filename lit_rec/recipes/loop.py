@@ -182,10 +182,8 @@ class Loop:
         first = (answers["sample"] == 0).to_torch().nonzero().squeeze(1)
         users = answers["user"].to_torch().long()[first]
         source = first
-        if shuffle:  # a random cycle: nobody keeps the own answer
-            order = torch.randperm(len(first), generator=torch.Generator().manual_seed(self.cfg.seed))
-            source = first.clone()
-            source[order] = first[order.roll(1)]
+        if shuffle:
+            source = first[somebody_else(len(first), self.cfg.seed)]
         vectors = {kind: v[source] for kind, v in vectors.items()}
         chosen = self._answer_vectors(vectors, answers[first.tolist()], encode)
         matrix = torch.zeros(self.ground.data.n_users, chosen.shape[1])
@@ -471,6 +469,14 @@ class Loop:
         first = self.rewards("zero_shot").filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
         both = held_out.filter(pl.col("sample") == 0).join(first, on="user", suffix="_before")
         return (both["reward"] - both["reward_before"]).to_numpy().astype("float64")
+
+
+def somebody_else(count: int, seed: int) -> Tensor:
+    """[count] another one for each, every one once: a random cycle, so that nobody is left with the own."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    found = torch.empty(count, dtype=torch.long)
+    found[order] = order.roll(1)
+    return found
 
 
 def distinct_n(texts: list[str], n: int) -> float:

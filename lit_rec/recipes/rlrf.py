@@ -22,7 +22,7 @@ from lit_rec.llm.loading import native_bf16
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.pairs import PreferenceDataModule
 from lit_rec.recipes.ground import Ground
-from lit_rec.recipes.loop import Loop
+from lit_rec.recipes.loop import Loop, somebody_else
 from lit_rec.recipes.models import extra_callbacks
 from lit_rec.rerankers.training import quiet
 from lit_rec.run.folder import RunFolder, never
@@ -164,6 +164,10 @@ def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
         frames.append(loop.evaluate_row("no_knowledge", user=None, item=None, after=()))
     if controls.item_only:
         frames.append(loop.evaluate_row("item_only", user=None, item=items, after=()))
+    if controls.history_shuffled:
+        history = loop.ground.history_vectors
+        others = history[somebody_else(len(history), loop.cfg.seed)]
+        frames.append(loop.evaluate_row("history_shuffled", user=others, item=items, after=()))
     if controls.history_only:
         frames.append(loop.evaluate_row("history_only", user=loop.ground.history_vectors, item=items, after=()))
     if controls.shuffled:
@@ -186,7 +190,7 @@ def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
 def needs_encoder(cfg: DictConfig) -> bool:
     """Whether any row uses text vectors."""
     controls = cfg.evaluation.controls
-    return controls.item_only or controls.history_only or uses_llm(cfg)
+    return controls.item_only or controls.history_only or controls.history_shuffled or uses_llm(cfg)
 
 
 def _row(loop: Loop, name: str, state: str, kind: str, main: str, *, shuffle: bool = False) -> pl.DataFrame:

@@ -5,13 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_rec.config import instantiate, plain
 from lit_rec.data.session_sets import SessionData
+from lit_rec.data.splits import sampled
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import item_text
 from lit_rec.llm.ranker import Measure, SessionRanker
@@ -54,11 +54,7 @@ class SessionGround(Models):
     @cached_property
     def test(self) -> Tensor:
         """The test sessions, or a sample of them."""
-        test, wanted = self.data.splits.test, self.cfg.evaluation.test
-        if wanted is None or wanted >= len(test):
-            return test
-        drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(self.cfg.seed))[:wanted]
-        return test[drawn].sort().values
+        return sampled(self.data.splits.test, self.cfg.evaluation.test, self.cfg.seed)
 
     def part(self, split: str) -> Tensor:
         """Session numbers of "train", "validation" or "test"."""
@@ -75,8 +71,7 @@ class SessionGround(Models):
 
     def target(self, session: int) -> int:
         """The item that came next."""
-        lists = self.data.lists
-        return int(lists.items[session][int(lists.labels[session].argmax())])
+        return int(self.data.lists.targets(torch.tensor([session])))
 
     # --- the LLM ------------------------------------------------------------------------------------------------------
 
@@ -168,7 +163,7 @@ class SessionGround(Models):
         if not len(sessions):
             return [{**common, "prior": m.prior, "length": m.length, "ndcg": 0.0} for m in measures]
         candidates = self.data.lists.items[sessions]
-        target = torch.tensor([self.target(s) for s in sessions.tolist()])
+        target = self.data.lists.targets(sessions)
         scored: list[Tensor] = []
         with step(f"ranking known sessions with {template}", len(sessions), "questions") as progress:
             if r.method == "generate":
@@ -210,12 +205,3 @@ class SessionGround(Models):
         self.keep_sessions()
         folder = self.run.run_stage("states", build, key={"encoder": self.encoder_key}, after=("sessions",))
         return load_file(folder / "states.safetensors")["states"]
-
-    def frame(self, name: str, split: str, sessions: Tensor, metrics: dict[str, Tensor], seed: int = 0) -> pl.DataFrame:
-        """Per-session metrics of a row of the result table."""
-        about = {"row": name, "reranker": self.cfg.llm.name, "seed": seed, "fold": 0, "split": split}
-        columns = {f"{metric}|standard": values.float().numpy() for metric, values in metrics.items()}
-        table = pl.DataFrame({"user": sessions.numpy(), "list": sessions.numpy(), **columns})
-        return table.select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]).with_columns(
-            pl.col("seed", "fold").cast(pl.Int64)
-        )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_rec.config import plain
 from lit_rec.errors import UserError
-from lit_rec.metrics.sessions import rank_metrics, target_ranks
+from lit_rec.metrics.sessions import random_metrics, rank_metrics, session_frame, target_ranks
 from lit_rec.recipes.session_hints import SessionHints
 from lit_rec.rerankers.sasrec import fit_sasrec, sasrec_scores
 from lit_rec.rerankers.session_baselines import item_knn_scores, popularity_scores
@@ -78,10 +78,9 @@ class SessionRows:
     def _frames(self, name: str, ranks: Ranks) -> list[pl.DataFrame]:
         size, ks = self.data.lists.items.shape[1], list(self.cfg.evaluation.ks)
         return [
-            self.ground.frame(
+            self._frame(
                 name,
                 split,
-                self.ground.part(split),
                 {metric: values.mean(0) for metric, values in rank_metrics(drawn, ks, size).items()},
                 seed,
             )
@@ -91,14 +90,13 @@ class SessionRows:
 
     def _random(self) -> pl.DataFrame:
         """Chance: the exact expectation, every rank being equally likely."""
-        size, frames = self.data.lists.items.shape[1], []
-        for split in self.splits:
-            sessions = self.ground.part(split)
-            real = (self.data.lists.items[sessions] > 0).sum(1)
-            each = rank_metrics(torch.arange(1, size + 1), list(self.cfg.evaluation.ks), size)
-            means = {name: (values.double().cumsum(0)[real - 1] / real).float() for name, values in each.items()}
-            frames.append(self.ground.frame("random", split, sessions, means))
-        return pl.concat(frames)
+        items, ks = self.data.lists.items, list(self.cfg.evaluation.ks)
+        found = {split: random_metrics(items[self.ground.part(split)], ks) for split in self.splits}
+        return pl.concat(self._frame("random", split, metrics) for split, metrics in found.items())
+
+    def _frame(self, name: str, split: str, metrics: dict[str, Tensor], seed: int = 0) -> pl.DataFrame:
+        sessions = self.ground.part(split)
+        return session_frame(name, self.cfg.llm.name, split, sessions, metrics, seed)
 
     def ranks(self, name: str) -> Ranks:
         """Ranks of a row as a stage."""
@@ -138,8 +136,7 @@ class SessionRows:
 
     def _places(self, sessions: Tensor, scores: Callable[[Tensor], Tensor]) -> Tensor:
         candidates = self.data.lists.items[sessions]
-        target = torch.tensor([self.ground.target(s) for s in sessions.tolist()], dtype=torch.long)
-        return target_ranks(scores(sessions), candidates, target, seed=self.cfg.seed)
+        return target_ranks(scores(sessions), candidates, self.data.lists.targets(sessions), seed=self.cfg.seed)
 
     def _popularity(self) -> Ranks:
         d = self.data

@@ -85,7 +85,7 @@ def final_row(loop: Loop) -> str:
     controls = cfg.evaluation.controls
     if cfg.policy.rounds > 0:
         return f"round_{cfg.policy.rounds}"
-    order = ("zero_shot", "history_only", "item_only", "no_knowledge", "shuffled")
+    order = ("zero_shot", "history_only", "item_only", "no_knowledge", "shuffled", "history_shuffled")
     return next(row for row in order if controls[row])
 
 

@@ -268,11 +268,8 @@ def _repeats(items: Tensor) -> Tensor:
 
 def _whole(lists: ListSet, sessions: Tensor) -> list[tuple[int, ...]]:
     """History and target of each session."""
-    rows = []
-    for number in sessions.tolist():
-        past, label = lists.history_items[number], lists.labels[number]
-        rows.append((*past[past > 0].tolist(), int(lists.items[number][int(label.argmax())])))
-    return rows
+    pasts, targets = lists.history_items[sessions], lists.targets(sessions).tolist()
+    return [(*past[past > 0].tolist(), target) for past, target in zip(pasts, targets, strict=True)]
 
 
 def _overlap(what: str, mine: Iterable[Any], others: Iterable[Any]) -> Check:

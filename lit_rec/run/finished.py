@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_rec.data.splits import sampled
 from lit_rec.errors import UserError
-from lit_rec.metrics.sessions import rank_metrics
+from lit_rec.metrics.sessions import random_metrics, rank_metrics, session_frame
 from lit_rec.run.cost import cost_parts, stage_seconds
 from lit_rec.run.folder import MANIFEST, digest
 from lit_rec.run.reranking_story import place
@@ -193,22 +193,12 @@ def _session_frames(path: Path, config: dict[str, Any], results: Sequence[dict[s
     stages, ks = path / "stages", list(config["evaluation"]["ks"])
     parts = load_file(stages / "sessions" / "parts.safetensors")
     candidates = load_file(stages / "sessions" / "lists.safetensors")["items"]
-    parts["test"] = _sampled(parts["test"], config["evaluation"].get("test"), config["seed"])
+    parts["test"] = sampled(parts["test"], config["evaluation"].get("test"), config["seed"])
     frames = []
     for row in _names(results):
         for split, number, sessions, metrics in _measured(stages / "rows" / row, row, parts, candidates, ks):
-            about = {"row": row, "reranker": results[0]["reranker"], "seed": number, "fold": 0, "split": split}
-            columns = {f"{metric}|standard": values.numpy() for metric, values in metrics.items()}
-            table = pl.DataFrame({"user": sessions.numpy(), "list": sessions.numpy(), **columns})
-            frames.append(table.select([pl.lit(value).alias(key) for key, value in about.items()] + [pl.all()]))
-    return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
-
-
-def _sampled(test: Tensor, wanted: int | None, seed: int) -> Tensor:
-    """The test sessions that were measured, as the recipe draws them."""
-    if wanted is None or wanted >= len(test):
-        return test
-    return test[torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:wanted].sort().values]
+            frames.append(session_frame(row, results[0]["reranker"], split, sessions, metrics, number))
+    return pl.concat(frames)
 
 
 def _measured(
@@ -217,12 +207,9 @@ def _measured(
     """Yield (split, seed, sessions, metrics) of a row; `random` is no stage but the mean over all ranks."""
     size = candidates.shape[1]
     if row == "random":
-        each = rank_metrics(torch.arange(1, size + 1), ks, size)
         for split in ("validation", "test"):
             if len(parts[split]):
-                real = (candidates[parts[split]] > 0).sum(1)
-                means = {name: (v.double().cumsum(0)[real - 1] / real).float() for name, v in each.items()}
-                yield split, 0, parts[split], means
+                yield split, 0, parts[split], random_metrics(candidates[parts[split]], ks)
         return
     for split, ranks in load_file(folder / "ranks.safetensors").items():
         for seed, drawn in enumerate(ranks):

@@ -10,6 +10,7 @@ VARIANTS = ("both", "kar")  # how the answer reaches the reranker: with the hist
 _FAMILIES = (
     "no_knowledge",
     "item_only",
+    "history_shuffled",
     "history_only",
     "shuffled",
     "zero_shot",
@@ -17,7 +18,7 @@ _FAMILIES = (
     "random_pairs",
     "round",
 )
-_CONTROLS = ("no_knowledge", "item_only", "history_only", "shuffled")
+_CONTROLS = ("no_knowledge", "item_only", "history_shuffled", "history_only", "shuffled")
 
 
 def split_name(row: str) -> tuple[str, str]:
@@ -88,7 +89,8 @@ def wanted(row: str) -> Sequence[str]:
     return {
         "no_knowledge": [],
         "item_only": ["no_knowledge"],
-        "history_only": ["item_only"],
+        "history_shuffled": ["item_only"],
+        "history_only": ["item_only", "history_shuffled"],
         "random_pairs": zero,
         "best_of_n": zero,
         "hinted": zero if hints == 1 else [*zero, f"round_{hints - 1}{same}"],
@@ -101,7 +103,7 @@ def sentences(mine: Sequence[Comparison], means: Mapping[str, float], name: str,
 
     The last round is judged, never the best one: picking the best on test users would flatter it.
     """
-    return _part_lines(mine, name, headline) + _text_lines(mine, name, headline)
+    return _part_lines(mine, name, headline) + _own_line(mine, name, headline) + _text_lines(mine, name, headline)
 
 
 _HINTS = ("The hints helped", "The hints hurt", "Whether the hints help is not shown")
@@ -142,6 +144,21 @@ def _part_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -
             told = f"{name} {describe_difference(c)} in {headline.full_label()}.{limit(c)}"
             lines.append(f"{claim(c, words)}: {told}")
     return lines
+
+
+def _own_line(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:
+    """Does it matter whose history the vector is of?"""
+    words = (
+        "A user's own history helps beyond having a vector",
+        "A user's own history does worse than somebody else's",
+        "Whether it matters whose history a user gets is not shown",
+    )
+    return [
+        f"{claim(c, words)}: with {reranker}, {c.row} against {c.against} is {describe_difference(c)} in "
+        f"{headline.full_label()}.{limit(c)}"
+        for c in mine
+        if (c.row, c.against) == ("history_only", "history_shuffled")
+    ]
 
 
 def _text_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:

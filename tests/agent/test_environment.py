@@ -1,10 +1,12 @@
-"""Rewards that are known already."""
+"""Rewards that are known already, and rewards of texts that are asked for."""
 
 import pytest
 import torch
+from torch import Tensor
 
-from lit_rec.agent.environment import MatrixEnvironment
+from lit_rec.agent.environment import AskedEnvironment, MatrixEnvironment, TextEnvironment
 from lit_rec.errors import UserError
+from lit_rec.llm.prompts import Hints
 
 SESSIONS = torch.tensor([7, 2, 40])
 
@@ -57,3 +59,53 @@ def test_what_does_not_fit_is_refused() -> None:
         MatrixEnvironment(rewards(), SESSIONS[:2])
     with pytest.raises(ValueError, match="twice"):
         MatrixEnvironment(rewards(), torch.tensor([7, 2, 7]))
+
+
+# --- rewards of texts -------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Rewards of texts from a table, and what was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[int, str | None]]] = []
+
+    def __call__(self, users: Tensor, hints: Hints, asked: AskedEnvironment) -> Tensor:
+        pairs = list(zip(users.tolist(), hints, strict=True))
+        self.calls.append(pairs)
+        return torch.tensor([self.value(*pair) for pair in pairs])
+
+    @staticmethod
+    def value(user: int, hint: str | None) -> float:
+        return user / 10 + (0 if hint is None else ord(hint) / 1000)
+
+
+def test_a_hint_is_paid_what_its_text_gains() -> None:
+    writer = Writer()
+    environment = TextEnvironment(writer)
+    environment.set_hints(["a", "b"])
+    gains = environment.gains(torch.tensor([4, 2]), [["b", None], ["a", "b"]])
+    assert gains.dtype == torch.float32
+    torch.testing.assert_close(gains, torch.tensor([[0.098, 0.0], [0.097, 0.098]]))
+    assert writer.calls == [[(4, None), (4, "b"), (2, None), (2, "a"), (2, "b")]]  # each text once
+    rewards = environment.rewards(torch.tensor([2, 4, 4]), torch.tensor([2, 0, 2]))
+    torch.testing.assert_close(rewards, gains[[1, 0, 0], [1, 1, 0]])
+    assert len(writer.calls) == 1  # all of it was known
+    matrix = environment.table(torch.tensor([4, 7]))["gains"]
+    torch.testing.assert_close(matrix, torch.tensor([[0.0, 0.097, 0.098]] * 2))
+    # Something was missing, so the whole request is asked again: a resumed run's batches are those of any other.
+    assert writer.calls[1] == [(user, hint) for user in (4, 7) for hint in (None, "a", "b")]
+
+
+def test_trying_hints_on_one_user() -> None:
+    trial = TextEnvironment(Writer()).trial(3, ["c", "a"])
+    assert trial.gains == pytest.approx([0.099, 0.097])
+    assert trial.ranks == []
+
+
+def test_a_base_only_grows() -> None:
+    environment = TextEnvironment(Writer())
+    environment.set_hints(["a"])
+    environment.set_hints(["a", "b"])
+    with pytest.raises(ValueError, match="only grows"):
+        environment.set_hints(["b"])

@@ -82,6 +82,20 @@ def test_three_turns_with_the_target_hidden_in_the_first() -> None:
         assert MISTAKES[1 - n].target not in talk_of(talks[n])
 
 
+def test_a_description_is_reflected_on_in_its_own_words() -> None:
+    mistake = Mistake(3, ['"Alien", 5 stars'], ["Up", "Ran {x}"], "The Matrix", said="Likes robots; hates {braces}.")
+    reflector, port = make(lambda prompt: f"answer to turn {len(prompt) // 2}", template="describe_v1", verb="rated")
+    talk = reflector.reflect([mistake])[0]
+    assert '"Alien", 5 stars' in talk[0]["content"]
+    assert talk[1] == {"role": "assistant", "content": "Likes robots; hates {braces}."}
+    first = port.asked[0][0]
+    assert '"Up", "Ran {x}"' in first[-1]["content"]
+    assert "The Matrix" not in talk_of(first)
+    assert "The Matrix" in talk[4]["content"]
+    assert "3 hints" in talk[6]["content"]
+    assert reflector.example in talk[6]["content"]
+
+
 def test_nothing_to_reflect_on() -> None:
     assert make("x")[0].reflect([]) == []
 

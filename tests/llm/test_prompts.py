@@ -6,7 +6,7 @@ import torch
 
 from lit_rec.data.canonical import RatingsData
 from lit_rec.errors import UserError
-from lit_rec.llm.prompts import Prompts
+from lit_rec.llm.prompts import Prompts, _file
 
 ITEMS = torch.tensor([[1, 2, 3], [3, 0, 0], [0, 0, 0]])
 RATINGS = torch.tensor([[5.0, 1.0, 3.5], [4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -60,6 +60,22 @@ def test_unknown_attributes_and_the_zip_code_are_left_out() -> None:
     assert prompts.who(2) == "A user."
     assert prompts.history_text(2) == ""
     assert prompts.history_text(0, limit=3).count("star") == 3
+
+
+def test_a_hint_stands_behind_the_question() -> None:
+    prompts = make_prompts()
+    system, plain = prompts.user(0)
+    hinted = {"role": "user", "content": plain["content"] + " Hint: Say {x} first."}
+    assert prompts.user(0, "Say {x} first.") == [system, hinted]
+    assert prompts.users([0, 1], ["a", None]) == [prompts.user(0, "a"), prompts.user(1)]
+    assert prompts.users([0, 1]) == [prompts.user(0), prompts.user(1)]
+    assert all(template["hint"].count("{hint}") == 1 for template in _file()["templates"].values())
+
+
+def test_rated_items_one_by_one() -> None:
+    prompts = make_prompts()
+    assert prompts.rated(0, 3) == ['"Alien", 5 stars', '"Brazil {1985}", 1 star', '"Clue", 3.5 stars']
+    assert "; ".join(prompts.rated(0)) == prompts.history_text(0)
 
 
 def test_every_template_fills_every_slot() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import retrieval
 
-from lit_rec.metrics.sessions import rank_metrics, target_ranks
+from lit_rec.metrics.sessions import random_metrics, rank_metrics, target_ranks
 
 SIZE = 12
 
@@ -99,3 +99,14 @@ def test_mistakes_are_refused() -> None:
         target_ranks(scores, torch.tensor([[4, 4, 0]]), torch.tensor([4]))
     with pytest.raises(ValueError, match="nan"):
         target_ranks(torch.tensor([[0.0, math.nan, 2.0]]), candidates, torch.tensor([4]))
+
+
+def test_chance_is_the_mean_over_every_rank() -> None:
+    items = torch.tensor([[5, 3, 9, 0], [1, 2, 3, 4], [7, 0, 0, 0]])
+    found = random_metrics(items, [1, 2])
+    for row, real in enumerate((3, 4, 1)):
+        each = rank_metrics(torch.arange(1, real + 1), [1, 2], 4)
+        assert {name: float(values[row]) for name, values in found.items()} == pytest.approx(
+            {name: float(values.mean()) for name, values in each.items()}
+        )
+    assert found["hr@1"].tolist() == pytest.approx([1 / 3, 1 / 4, 1])

@@ -127,6 +127,7 @@ def test_rows_stand_in_an_order_that_reads() -> None:
     order = [
         "no_knowledge",
         "item_only",
+        "history_shuffled",
         "history_only",
         "shuffled",
         "shuffled_both",
@@ -143,6 +144,15 @@ def test_rows_stand_in_an_order_that_reads() -> None:
     ]
     mixed = random.Random(0).sample(order, len(order))
     assert sorted(mixed, key=RERANKING.row_order) == order
+
+
+def test_whose_history_it_is_is_judged() -> None:
+    frames = frames_of({"item_only": 0.0, "history_shuffled": 0.0, "history_only": 0.1})
+    headline = Headline()
+    lines = verdict(compare_rows(frames, headline), headline)
+    assert lines[0].startswith("A user's own history helps beyond having a vector: with DLCM, history_only against")
+    frames = frames_of({"history_shuffled": 0.1, "history_only": 0.0})
+    assert verdict(compare_rows(frames, headline), headline)[0].startswith("A user's own history does worse")
 
 
 def test_variants_are_compared_with_their_own_zero_shot() -> None:

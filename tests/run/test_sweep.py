@@ -299,10 +299,10 @@ class TestWholeSweeps:
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_hostile_values_stay_values(config: World, evil: str) -> None:
+def test_hostile_values_stay_values(config: World, evil: str, tmp_path: Path) -> None:
     name = quoted("".join(c for c in evil if c.isprintable() and c not in "${}"))
-    plan = make_plan(config.config, [f"name={name},plain", "run.dir=/tmp/never"])
-    assert [child.folder.parent for child in plan.children] == [Path("/tmp/never")] * 2
+    plan = make_plan(config.config, [f"name={name},plain", f"run.dir={tmp_path}/never"])
+    assert [child.folder.parent for child in plan.children] == [tmp_path / "never"] * 2
     assert values([plan.children[0].command[6]])["name"] == repr(
         "".join(c for c in evil if c.isprintable() and c not in "${}")
     )
