@@ -79,7 +79,7 @@ def test_rated_items_one_by_one() -> None:
 
 
 def test_every_template_fills_every_slot() -> None:
-    for template in ("preferences_v1", "short_v1"):
+    for template in _file()["templates"]:
         for noun in ("movie", "book", "item"):
             prompts = make_prompts(noun, template=template)
             for message in [*prompts.user(0), *prompts.item(1)]:
