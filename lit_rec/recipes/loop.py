@@ -21,6 +21,7 @@ from lit_rec.config import plain
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Messages
 from lit_rec.metrics.ranking import METRICS, Convention, ranking_metrics
+from lit_rec.metrics.texts import distinct_n, within_user_correlation
 from lit_rec.policy.pairs import conversational, make_pairs
 from lit_rec.recipes.ground import Ground
 from lit_rec.rerankers.rewards import CrossFit, cross_fit, score_lists
@@ -477,21 +478,3 @@ def somebody_else(count: int, seed: int) -> Tensor:
     found = torch.empty(count, dtype=torch.long)
     found[order] = order.roll(1)
     return found
-
-
-def distinct_n(texts: list[str], n: int) -> float:
-    """Distinct n-grams of words divided by all n-grams over the texts: low when a policy collapses to a few phrases.
-
-    >>> distinct_n(["a b c", "a b d"], 2)
-    0.75
-    """
-    grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
-def within_user_correlation(table: pl.DataFrame, a: str, b: str) -> float | None:
-    """Pearson correlation of two columns after each user's mean is taken off: does the reward pay for length?"""
-    centred = table.select((pl.col(c).cast(pl.Float64) - pl.col(c).mean().over("user")).alias(c) for c in (a, b))
-    if len(centred) < 3 or not centred[a].std() or not centred[b].std():
-        return None
-    return float(centred.select(pl.corr(a, b)).item())

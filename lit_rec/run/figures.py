@@ -205,12 +205,18 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
     return drawn[0]
 
 
-def length_figure(rewards: pl.DataFrame) -> Markup | None:
-    """Draw reward against answer length (a random sample), with the mean of ten equal groups of lengths."""
-    known = rewards.filter(pl.col("reward").is_finite() & pl.col("tokens").is_not_null())
+def length_figure(rewards: pl.DataFrame, *, points: int = _POINTS, among: pl.DataFrame | None = None) -> Markup | None:
+    """Draw reward against answer length (a random sample), with the mean of ten equal groups of lengths.
+
+    Args:
+        rewards: `round` (place of the state), `tokens` and `reward` of every answer.
+        points: Answers drawn.
+        among: The same of several figures that are to have the same axes.
+    """
+    known = _measured(rewards)
     if len(known) < 3:
         return None
-    shown = known.sample(min(_POINTS, len(known)), seed=0)
+    shown = known.sample(min(points, len(known)), seed=0)
     with drawing(3.0) as (figure, drawn):
         axes = figure.subplots()
         for number in sorted(shown["round"].unique()):
@@ -218,6 +224,10 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
             colour = _place_colour(number)
             axes.plot(part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4)
         _binned_mean(axes, known)
+        if among is not None:
+            ends = _measured(among).select("tokens", "reward")
+            axes.update_datalim([*ends.min().rows(), *ends.max().rows()])
+            axes.autoscale_view()
         axes.set_xlabel("tokens of the answer")
         axes.set_ylabel("reward")
         hinted = [(MUTED, "hints, before DPO")] if (known["round"] == FIRST_HINTS).any() else []
@@ -225,6 +235,10 @@ def length_figure(rewards: pl.DataFrame) -> Markup | None:
             axes.plot([], [], "o", color=colour, markersize=5, label=label)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=3, borderpad=0, handletextpad=0.3)
     return drawn[0]
+
+
+def _measured(rewards: pl.DataFrame) -> pl.DataFrame:
+    return rewards.filter(pl.col("reward").is_finite() & pl.col("tokens").is_not_null())
 
 
 def _place_colour(at: float) -> str:

@@ -27,12 +27,14 @@ from lit_rec.run.cost import cost_parts, stage_seconds
 from lit_rec.run.folder import MANIFEST, digest
 from lit_rec.run.reranking_story import place
 from lit_rec.run.results import FIELDS
+from lit_rec.run.round_report import answered_states
 from lit_rec.run.statistics import user_table
 from lit_rec.run.stories import RERANKING, SESSIONS, Story
 
 SWEEP = "sweep.json"  # in the folder of a sweep: which runs it is made of
 STORIES = {story.task: story for story in (RERANKING, SESSIONS)}
 TOLERANCE = 5e-6  # between a mean in results.json, which is rounded, and the same mean again
+_REWARDS = {"fold": pl.Int64, "user": pl.Int64, "round": pl.Float64, "tokens": pl.Int64, "reward": pl.Float64}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class FinishedRun:
         cost: `seconds` of all stages together, however often the run was stopped; `answers` and `tokens` of the LLM
             where the stages count them, else None; `parts` of `cost_parts` where an LLM is tuned.
         curve: (place among rounds, or epoch, reward on held-out users or sessions) while the LLM, or agent, learned.
+        rewards: fold, user, round (place of the state), tokens and reward of the answers to training users that a
+            report shows; without lines where no LLM was tuned.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class FinishedRun:
     ground: str
     cost: dict[str, Any] = field(default_factory=dict)
     curve: list[tuple[float, float]] = field(default_factory=list)
+    rewards: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_REWARDS))
 
     @property
     def story(self) -> Story:
@@ -114,6 +119,7 @@ def read_run(path: str | Path) -> FinishedRun:
         frames = _session_frames(path, config, results) if _sessions(results) else _list_frames(path, config, results)
         population, ground = _identity(path, config, _sessions(results))
         cost = _cost(path, _sessions(results))
+        rewards = _rewards(path, config, _sessions(results))
     except (OSError, KeyError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"the metrics of single users are not in {path}",
@@ -131,6 +137,7 @@ def read_run(path: str | Path) -> FinishedRun:
         ground,
         cost,
         _curve(path, config, _sessions(results)),
+        rewards,
     )
     _check_means(run, again)
     return run
@@ -180,12 +187,13 @@ def _names(results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _list_frames(path: Path, config: dict[str, Any], results: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    folders = [path / "stages" / f"fold_{fold}" / "rows" for fold in _folds(config)]
+    return pl.concat([pl.read_parquet(rows / row / "metrics.parquet") for rows in folders for row in _names(results)])
+
+
+def _folds(config: dict[str, Any]) -> list[int]:
     evaluation = config["evaluation"]
-    folds = evaluation.get("only_folds") or range(int(evaluation.get("folds", 1)))
-    files = [
-        path / "stages" / f"fold_{fold}" / "rows" / row / "metrics.parquet" for fold in folds for row in _names(results)
-    ]
-    return pl.concat([pl.read_parquet(file) for file in files])
+    return list(evaluation.get("only_folds") or range(int(evaluation.get("folds", 1))))
 
 
 def _session_frames(path: Path, config: dict[str, Any], results: Sequence[dict[str, Any]]) -> pl.DataFrame:
@@ -251,11 +259,30 @@ def _curve(path: Path, config: dict[str, Any], sessions: bool) -> list[tuple[flo
         epochs = _json(file, "the agent's curves") if file.is_file() else []
         points = [(epoch.get("epoch", n) + 1, epoch.get("val/reward")) for n, epoch in enumerate(epochs)]
     else:
-        file = path / "rounds.json"
-        states = _json(file, "the rounds") if file.is_file() else []
-        points = [(place(str(one.get("name"))), (one.get("heldout_reward") or {}).get("mean")) for one in states]
+        points = [(place(str(one.get("name"))), (one.get("heldout_reward") or {}).get("mean")) for one in _states(path)]
     found = [(at, value) for at, value in points if at is not None and value is not None and math.isfinite(value)]
     return sorted(found, key=lambda point: point[0])
+
+
+def _states(path: Path) -> list[dict[str, Any]]:
+    """The states of the LLM in numbers; none where it was not tuned."""
+    file = path / "rounds.json"
+    return _json(file, "the rounds") if file.is_file() else []
+
+
+def _rewards(path: Path, config: dict[str, Any], sessions: bool) -> pl.DataFrame:
+    """What the answers of every state were worth, and how long they are; their texts stay where they are."""
+    parts = [pl.DataFrame(schema=_REWARDS)]
+    names = [] if sessions else answered_states([str(one.get("name")) for one in _states(path)])
+    for fold in _folds(config) if names else []:
+        for name in names:
+            file = path / "stages" / f"fold_{fold}" / name / "rewards" / "rewards.parquet"
+            table = pl.read_parquet(file, columns=["user", "split", "tokens", "reward"]).filter(
+                pl.col("split") == "train"
+            )
+            table = table.with_columns(fold=pl.lit(fold), round=pl.lit(place(name)))
+            parts.append(table.select(pl.col(column).cast(kind) for column, kind in _REWARDS.items()))
+    return pl.concat(parts)
 
 
 def _check_means(run: FinishedRun, again: str) -> None:

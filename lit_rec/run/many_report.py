@@ -16,11 +16,13 @@ from lit_rec.run.folder import write_atomic
 from lit_rec.run.headline import Comparison, describe_difference
 from lit_rec.run.many import Section, equal, sections
 from lit_rec.run.many_figures import MOST_LINES, curves_figure, gaps_figure, row_figure
+from lit_rec.run.many_lengths import length_context
 from lit_rec.run.progress import console
 from lit_rec.run.report import duration, page_environment
 from lit_rec.run.results import with_interval
 
-TITLES = {"reranking": "Reranking (RLRF4Rec)", "session-ranking": "Session ranking (Re2LLM)"}
+TASKS = {"reranking": "Reranking", "session-ranking": "Session ranking"}
+RECIPES = {"rlrf": "RLRF4Rec", "unified": "RLRF4Rec with hints", "re2llm": "Re2LLM"}
 
 
 def report_runs(paths: Sequence[str | Path], output: Path, *, title: str = "") -> list[Section]:
@@ -55,6 +57,12 @@ def _title(runs: Sequence[FinishedRun]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
+def section_title(section: Section) -> str:
+    """The task, and the recipes that its runs are of."""
+    found = dict.fromkeys(str(run.config["recipe"]) for one in section.settings for run in one.runs)
+    return f"{TASKS[section.story.task]} ({', '.join(RECIPES.get(recipe, recipe) for recipe in found)})"
+
+
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +72,7 @@ def section_table(section: Section) -> Group:
     several = len(section.settings) > 1
     settings = [f"{one.name} ({_count(len(one.runs), 'run')})" for one in section.settings]
     table = Table(
-        title=Text("\n".join([TITLES.get(story.task, story.task), *settings])),
+        title=Text("\n".join([section_title(section), *settings])),
         title_justify="left",
         caption=Text(
             f"{headline.counting}; [low, high]: 95% interval over {headline.drawn}s. Differences: paired over "
@@ -145,7 +153,7 @@ def _context(section: Section) -> dict[str, Any]:
     main = section.main_row()
     drawn = [row for row in rows if _differs(section, row)]
     return {
-        "title": TITLES.get(story.task, story.task),
+        "title": section_title(section),
         "headline": headline,
         "story": story,
         "several": several,
@@ -179,6 +187,7 @@ def _context(section: Section) -> dict[str, Any]:
         "within": _within(section) if several else [],
         "published": _published(section),
         "curves": curves_figure(section),
+        "lengths": length_context(section),
         "not_drawn": max(0, len(section.settings) - MOST_LINES),
         "costs": _costs(section),
         "parts": _parts(section),

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from lit_rec.run.figures import length_figure, rewards_figure, rounds_figure
-from lit_rec.run.reranking_story import place, place_name, state_name
+from lit_rec.run.reranking_story import place, place_name, round_number, state_name
 from lit_rec.run.results import with_interval
 
 EXAMPLES = 12  # pairs shown per group
@@ -45,6 +45,18 @@ def round_context(
         "hinted": any(str(r.get("name")).startswith("hinted_") for r in rounds),
         "example_groups": _examples(pairs),
     }
+
+
+def answered_states(states: Sequence[str]) -> list[str]:
+    """Return the states of the LLM whose answers are shown: no controls, and of a round the answers that made pairs.
+
+    Where those were written with hints, the state before the hints has one answer a user, and is left out.
+
+    >>> answered_states(["zero_shot", "hinted_1", "round_1", "hinted_2", "round_2", "best_of_n"])
+    ['zero_shot', 'hinted_1', 'hinted_2', 'round_2']
+    """
+    hinted = {f"round_{number - 1}" for state in states if (number := round_number(state, "hinted"))}
+    return [state for state in states if place(state) is not None and state not in hinted]
 
 
 def _round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -96,8 +96,38 @@ def write_run(
     table = pl.DataFrame({"sample": [0, 1] * 6, "tokens": [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2]})
     table.write_parquet(answers / "answers.parquet")
     (answers / "manifest.json").write_text(json.dumps({"seconds": 1, "counts": {"answers": 12, "tokens": 34}}))
+    for fold in frames["fold"].unique():
+        for state in ("zero_shot", "round_1", "random_pairs"):
+            write_rewards(folder, state, reward_table(fold), fold=fold)
     write_results(folder / "results.json", result_rows(frames, dataset=data, protocol=protocol, resamples=50))
     return finish(folder, config)
+
+
+def reward_table(draw: int, users: int = 8, samples: int = 4) -> pl.DataFrame:
+    """Rewards of answers to training users, as a stage keeps them."""
+    rng, count = np.random.default_rng(draw), users * samples
+    return pl.DataFrame(
+        {
+            "user": np.repeat(np.arange(users, dtype="int64"), samples),
+            "sample": np.tile(np.arange(samples), users),
+            "text": ["a text of the model"] * count,
+            "tokens": rng.integers(5, 40, count),
+            "split": ["train"] * count,
+            "reward": rng.random(count).astype("float32"),
+        }
+    )
+
+
+def write_rewards(folder: Path, state: str, table: pl.DataFrame, *, fold: int = 0) -> None:
+    """The rewards of a state, as its stage keeps them."""
+    stage = folder / "stages" / f"fold_{fold}" / state / "rewards"
+    stage.mkdir(parents=True, exist_ok=True)
+    table.write_parquet(stage / "rewards.parquet")
+
+
+def write_states(folder: Path, *states: str) -> None:
+    """Which states the LLM had, as `fit` tells it; no reward of held-out users is known."""
+    (folder / "rounds.json").write_text(json.dumps([{"round": 0, "name": state} for state in states]))
 
 
 def finish(folder: Path, config: dict[str, Any]) -> Path:
@@ -373,6 +403,7 @@ class TestPage:
         order = ("random_pairs", "round_1", "hinted_1", "zero_shot")  # any order
         states = [{"round": 0, "name": name, "heldout_reward": {"mean": len(name)}} for name in order]
         (runs[1] / "rounds.json").write_text(json.dumps(states))
+        write_rewards(runs[1], "hinted_1", reward_table(1))
         assert read_run(runs[0]).curve == [(0, 0.5), (1, 0.5)]
         assert read_run(runs[1]).curve == [(0, 9), (0.5, 8), (1, 7)]
         write_page(tmp_path / "page.html", [one_section(*runs)], title="x")
