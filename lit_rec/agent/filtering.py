@@ -125,7 +125,7 @@ def choose(
         if hint.fate:
             continue
         if not hint.helped_source:
-            hint.fate = "does not help its own session"
+            hint.fate = "does not help where it was written"
         elif hint.gain_others is not None and hint.gain_others <= settings.min_gain:
             hint.fate = "does not help others"
     useful = sorted(

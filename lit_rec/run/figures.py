@@ -206,7 +206,7 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
 
 
 def length_figure(rewards: pl.DataFrame, *, points: int = _POINTS, among: pl.DataFrame | None = None) -> Markup | None:
-    """Draw reward against answer length (a random sample), with the mean of ten equal groups of lengths.
+    """Draw reward against answer length (a random sample), with the means of groups of lengths.
 
     Args:
         rewards: `round` (place of the state), `tokens` and `reward` of every answer.
@@ -223,7 +223,7 @@ def length_figure(rewards: pl.DataFrame, *, points: int = _POINTS, among: pl.Dat
             part = shown.filter(pl.col("round") == number)
             colour = _place_colour(number)
             axes.plot(part["tokens"], part["reward"], ".", color=colour, alpha=0.35, markersize=4)
-        _binned_mean(axes, known)
+        _draw_means(axes, known)
         if among is not None:
             ends = _measured(among).select("tokens", "reward")
             axes.update_datalim([*ends.min().rows(), *ends.max().rows()])
@@ -233,7 +233,8 @@ def length_figure(rewards: pl.DataFrame, *, points: int = _POINTS, among: pl.Dat
         hinted = [(MUTED, "hints, before DPO")] if (known["round"] == FIRST_HINTS).any() else []
         for colour, label in ((SECOND, "zero-shot"), *hinted, (ACCENT, "after DPO")):
             axes.plot([], [], "o", color=colour, markersize=5, label=label)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=3, borderpad=0, handletextpad=0.3)
+        columns = 2 if hinted else 3  # four names in one line are wider than the figure
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=columns, borderpad=0, handletextpad=0.3)
     return drawn[0]
 
 
@@ -246,13 +247,21 @@ def _place_colour(at: float) -> str:
     return {0: SECOND, FIRST_HINTS: MUTED}.get(at, ACCENT)
 
 
-def _binned_mean(axes: Axes, known: pl.DataFrame) -> None:
-    order = known.sort("tokens", maintain_order=True)
-    groups = [g for g in np.array_split(np.arange(len(order)), 10) if len(g)]
-    tokens, reward = order["tokens"].to_numpy(), order["reward"].to_numpy()
-    x, y = [tokens[g].mean() for g in groups], [reward[g].mean() for g in groups]
-    axes.plot(x, y, "-", color=PAPER, linewidth=4)  # a halo, so that the line is seen above the points
-    axes.plot(x, y, "-", color=INK, linewidth=1.8, label="mean")
+def length_means(known: pl.DataFrame) -> pl.DataFrame:
+    """Mean tokens and reward of at most ten groups of answers, by length and of equal size but for ties.
+
+    Answers of one length stay in one group: many end at the longest that is allowed, where cutting them into groups
+    would draw chance as a line straight up.
+    """
+    group = (pl.col("tokens").rank("min") - 1) * 10 // pl.len()
+    means = known.group_by(group.alias("group")).agg(pl.col("tokens", "reward").cast(pl.Float64).mean())
+    return means.sort("group").select("tokens", "reward")
+
+
+def _draw_means(axes: Axes, known: pl.DataFrame) -> None:
+    x, y = length_means(known)
+    axes.plot(x, y, "o-", color=PAPER, linewidth=4, markersize=5)  # a halo: the line is seen above the points
+    axes.plot(x, y, "o-", color=INK, linewidth=1.8, markersize=3, label="mean")
 
 
 def seed_means(frames: pl.DataFrame, reranker: str, headline: Headline) -> dict[str, list[float]]:

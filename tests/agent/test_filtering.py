@@ -184,8 +184,8 @@ def test_every_fate() -> None:
         hint(20, "i x0", fate="malformed"),
     ]
     assert chosen(hints, base, room=2) == [
-        "does not help its own session",
-        "does not help its own session",
+        "does not help where it was written",
+        "does not help where it was written",
         "does not help others",
         "does not help others",
         KEPT,
