@@ -140,16 +140,18 @@ def finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def rounds_figure(states: Sequence[tuple[float, Mapping[str, Any]]]) -> Markup | None:
+def rounds_figure(states: Sequence[tuple[float, Mapping[str, Any]]], metrics: Sequence[str] = ()) -> Markup | None:
     """Draw held-out reward and validation metrics over rounds, with intervals, one panel each.
 
     Args:
         states: (place as `lit_rec.run.reranking_story.place` gives it, numbers of the state).
+        metrics: which validation metrics, as `ndcg@5|standard`; empty: those that come first.
     """
     series: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     for at, state in sorted(states, key=lambda entry: entry[0]):
         entries = {"reward on held-out users": state.get("heldout_reward")}
-        entries |= {f"validation {k.replace('|', ', ')}": v for k, v in (state.get("validation") or {}).items()}
+        measured = state.get("validation") or {}
+        entries |= {f"validation {k.replace('|', ', ')}": measured.get(k) for k in metrics or measured}
         for name, value in entries.items():
             if value and finite(value.get("mean")):
                 series.setdefault(name, []).append((at, value))

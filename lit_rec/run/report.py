@@ -73,7 +73,7 @@ def write_report(
         "story": story,
         "verdict": verdict(comparisons, headline, rows, story) if rows else [],
         "rerankers": _reranker_sections(rows, frames, headline, comparisons, story),
-        **round_context(rounds, rewards, pairs),
+        **round_context(rounds, rewards, pairs, [headline.column(), headline.column(story.second)]),
         "sessions": session_context(hints),
         "hints": hint_context(hints),
         "cost": cost_context(cost),

@@ -16,6 +16,7 @@ from lit_rec.run.hint_report import HintStory
 from lit_rec.run.report import write_report
 from lit_rec.run.reranking_story import place, state_name
 from lit_rec.run.results import with_interval
+from lit_rec.run.round_report import answered_states
 
 
 def report(
@@ -40,11 +41,10 @@ def report(
         rounds: Of `round_summaries`.
         told: `headline`, `comparisons`, `hints` and `cost`, as `write_report` takes them.
     """
-    states = [state for _, state in loop.states()]
+    shown = answered_states([state for _, state in loop.states()])
     rewards, pairs = [], []
     for number, state in loop.states():
-        # Where a round's answers were written with hints, those made the pairs; after it there is one answer a user.
-        if place(state) is not None and not (state == f"round_{number}" and f"hinted_{number + 1}" in states):
+        if state in shown:
             rewards.append(_named(loop, loop.rewards(state).filter(pl.col("split") == "train"), state))
         if loop.samples_of(state) > 1:
             text = {name: pl.col(name).list.last().struct.field("content") for name in ("prompt", "chosen", "rejected")}

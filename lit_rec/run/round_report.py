@@ -33,12 +33,15 @@ _TRAIN_COLUMNS = (
 
 
 def round_context(
-    rounds: Sequence[Mapping[str, Any]], rewards: pl.DataFrame | None, pairs: pl.DataFrame | None
+    rounds: Sequence[Mapping[str, Any]],
+    rewards: pl.DataFrame | None,
+    pairs: pl.DataFrame | None,
+    metrics: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what `report_rounds.html.j2` shows; the arguments are those of `write_report`."""
+    """Return what `report_rounds.html.j2` shows; the arguments are those of `write_report`, and metrics to draw."""
     rewards = None if rewards is None or rewards.is_empty() else rewards
     return {
-        "rounds_figure": rounds_figure([(at, r) for r in rounds if (at := _place(r)) is not None]),
+        "rounds_figure": rounds_figure([(at, r) for r in rounds if (at := _place(r)) is not None], metrics),
         "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
         "length_figure": length_figure(rewards) if rewards is not None else None,
         "round_tables": _round_tables(rounds),
