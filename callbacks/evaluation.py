@@ -77,20 +77,19 @@ class RoundEvaluation(RoundHooks):
 
 
 def log_state(loop: Any, state: str, number: int) -> None:
-    """Send what is known of a state to TensorBoard: rewards, ties, lengths, divergence, and a few pairs to read."""
+    """Send what is known of a state to the loggers: rewards, ties, lengths, divergence, and a few pairs to read."""
     kind = state.rpartition("_")[0]
     curves = "round" if state == "zero_shot" or kind == "round" else "hinted" if kind == "hinted" else state
-    board = loop.board(curves).experiment
+    board = loop.board(curves)
     summary = loop.summary(state)
     scalars = {**summary, **summary.get("train", {}), "heldout_reward": summary["heldout_reward"]["mean"]}
-    for name, value in scalars.items():
-        if isinstance(value, (int, float)):
-            board.add_scalar(f"rounds/{name}", value, number)
+    numbers = {f"rounds/{name}": value for name, value in scalars.items() if isinstance(value, (int, float))}
+    board.scalars(numbers, number)
     rewards = loop.rewards(state)
     for split in ("train", "validation"):
         values = rewards.filter(pl.col("split") == split)["reward"]
         if len(values):
-            board.add_histogram(f"rewards/{split}", values.to_numpy(), number)
+            board.histogram(f"rewards/{split}", values.to_numpy(), number)
     if loop.samples_of(state) > 1:
         gap = pl.col("chosen_reward") - pl.col("rejected_reward")
         for row in loop.pairs(state, "best_worst").sort(gap, descending=True).head(3).iter_rows(named=True):
@@ -98,5 +97,5 @@ def log_state(loop: Any, state: str, number: int) -> None:
                 f"**{kind}** (reward {row[f'{kind}_reward']:.3f}): {row[kind][0]['content']}"
                 for kind in ("chosen", "rejected")
             )
-            board.add_text(f"pairs/user_{row['user_id']}", text, number)
+            board.text(f"pairs/user_{row['user_id']}", text, number)
     board.flush()

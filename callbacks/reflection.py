@@ -44,12 +44,11 @@ def write_agent(work: Path, agent: HintAgent, history: Sequence[dict[str, float]
 
 
 def log_hints(loop: Any, number: int) -> None:
-    """Send a round's hints, their gains and fates to TensorBoard."""
-    board = loop.board("ppo").experiment
+    """Send a round's hints, their gains and fates to the loggers."""
+    board = loop.board("ppo")
     hints = [hint for hint in loop.base(number).hints if hint.round == number]
     kept = [hint for hint in hints if hint.fate == "kept"]
     lines = [f"1. {hint.text} (gain {hint.gain_others or 0:+.4f} on {hint.others} other sessions)" for hint in kept]
-    board.add_text("hints/kept", "\n".join(lines), number)
-    board.add_scalar("hints/written", len(hints), number)
-    board.add_scalar("hints/kept", len(kept), number)
+    board.text("hints/kept", "\n".join(lines), number)
+    board.scalars({"hints/written": len(hints), "hints/kept": len(kept)}, number)
     board.flush()

@@ -81,6 +81,7 @@ AT_LEAST = {
     "llm.server.concurrency": 1,
     "llm.server.retries": 0,
 }
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 METRIC_NAMES = ("ndcg", "map", "hr", "mrr", "click")
 ABOVE_ZERO = (
     "policy.lr",
@@ -118,6 +119,8 @@ def check(cfg: DictConfig) -> None:
     for key in SHARES:
         if has_key(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
             raise _bad(key, value, "above 0 and at most 1")
+    if unknown := sorted({*cfg.logging.to} - {*LOGGERS}):
+        raise _bad("logging.to", unknown[0], "; ".join(LOGGERS))
     if cfg.trainer.devices != 1:
         raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
     if has_key(cfg, "agent.exploration") and not 0 <= cfg.agent.exploration < 1:

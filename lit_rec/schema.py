@@ -214,6 +214,16 @@ class TrainerConfig:
 
 
 @dataclass
+class LoggingConfig:
+    """Where curves go."""
+
+    to: list[str] = field(default_factory=lambda: ["tensorboard"])  # tensorboard | csv | wandb | mlflow, side by side
+    project: str = "lit_rec"  # W&B project, MLflow experiment
+    mlflow_uri: str = "file:${run.dir}/mlruns"  # a tracking server, or a folder
+    offline: bool = False  # W&B: write below run.dir/wandb, to be sent later (`wandb sync`)
+
+
+@dataclass
 class RLRFConfig:
     """The RLRF4Rec recipe, whole."""
 
@@ -234,6 +244,7 @@ class RLRFConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)  # more callbacks for the policy's Trainer
 
 
@@ -379,6 +390,7 @@ class Re2LLMConfig:
     agent: AgentConfig = field(default_factory=AgentConfig)
     evaluation: SessionEvaluationConfig = field(default_factory=SessionEvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)  # more callbacks for the agent's Trainer
 
 

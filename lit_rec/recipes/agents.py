@@ -49,7 +49,7 @@ def train(loop: HintLoop, until: int, extra: Callable[[], list[Any]] = list) -> 
         accelerator=loop.models.accelerator,
         devices=cfg.trainer.devices,
         callbacks=[ReflectionRounds(), *tell, *extra(), outer],
-        logger=loop.board("ppo"),
+        logger=loop.board("ppo").loggers,
         resume=checkpoint if checkpoint.is_file() else None,
     )
 
@@ -86,7 +86,7 @@ def trained(loop: HintLoop, kind: str, number: int, seed: int = 0) -> Build:
             max_epochs=cfg.agent.epochs,
             accelerator=loop.models.accelerator,
             devices=cfg.trainer.devices,
-            logger=loop.board(f"{kind}_{seed}"),
+            logger=loop.board(f"{kind}_{seed}").loggers,
         )
         return write_agent(work, agent, fitted.history)
 

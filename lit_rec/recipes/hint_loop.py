@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -29,6 +28,7 @@ from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.recipes.models import Models
 from lit_rec.run.folder import RunFolder
+from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import Step, console, step
 
 Build = Callable[[Path], Mapping[str, Any] | None]
@@ -54,7 +54,7 @@ class HintLoop(ABC):
         self.cfg, self.run, self.rounds, self.prefix = ground.cfg, ground.run, rounds, prefix
         self.models: Any = ground
         self._bases: dict[int, HintBase] = {0: HintBase()}
-        self._boards: dict[str, TensorBoardLogger] = {}
+        self._boards: dict[str, Board] = {}
 
     # --- whom the hints are for ---------------------------------------------------------------------------------------
 
@@ -121,12 +121,10 @@ class HintLoop(ABC):
         """Where a finished stage lies."""
         return self.run.stage(self.name(stage))
 
-    def board(self, agent: str) -> TensorBoardLogger:
-        """TensorBoard of an agent."""
+    def board(self, agent: str) -> Board:
+        """Curves of an agent."""
         if agent not in self._boards:
-            self._boards[agent] = TensorBoardLogger(
-                str(self.run.path), name="tensorboard", version=self.name(agent), default_hp_metric=False
-            )
+            self._boards[agent] = make_board(self.cfg, self.run.path, self.name(agent))
         return self._boards[agent]
 
     # --- reflection ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,9 +22,10 @@ from lit_rec.llm.prompts import Messages
 from lit_rec.metrics.ranking import METRICS, Convention, ranking_metrics
 from lit_rec.metrics.texts import distinct_n, within_user_correlation
 from lit_rec.policy.pairs import conversational, make_pairs
-from lit_rec.recipes.ground import Ground
+from lit_rec.recipes.ground import Ground, encode_knowledge
 from lit_rec.rerankers.rewards import CrossFit, cross_fit, score_lists
 from lit_rec.rerankers.training import fit_reranker, load_reranker, save_reranker
+from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import step
 from lit_rec.run.statistics import mean_over_users
 
@@ -47,7 +47,7 @@ class Loop:
         self.cfg, self.run, self.llm = ground.cfg, ground.run, ground.llm
         self._tables: dict[str, pl.DataFrame] = {}
         self._reward_models: dict[str, CrossFit] = {}
-        self._boards: dict[str, TensorBoardLogger] = {}
+        self._boards: dict[str, Board] = {}
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
@@ -60,13 +60,11 @@ class Loop:
         """The stage's full name."""
         return f"fold_{self.fold}/{stage}"
 
-    def board(self, policy: str = "round") -> TensorBoardLogger:
-        """TensorBoard of this split; each control policy has its own curves."""
+    def board(self, policy: str = "round") -> Board:
+        """Curves of this split; each control policy has its own."""
         if policy not in self._boards:
-            version = f"fold_{self.fold}" + ("" if policy == "round" else f"_{policy}")
-            self._boards[policy] = TensorBoardLogger(
-                str(self.run.path), name="tensorboard", version=version, default_hp_metric=False
-            )
+            name = f"fold_{self.fold}" + ("" if policy == "round" else f"_{policy}")
+            self._boards[policy] = make_board(self.cfg, self.run.path, name)
         return self._boards[policy]
 
     def table(self, stage: str, folder: Path, file: str) -> pl.DataFrame:
@@ -306,12 +304,9 @@ class Loop:
 
     def encoded(self, users: Tensor, texts: Sequence[str]) -> Tensor:
         """[n, width] what the reward model reads of texts about users [n]."""
-        kind = self.cfg.knowledge.encode
-        if kind == "kar":
-            whole = [f"{self.ground.prompts.history_text(u)} {t}" for u, t in zip(users.tolist(), texts, strict=True)]
-            return self.ground.encoder.encode(whole, cut=True)
-        vectors = self.ground.encoder.encode(list(texts))
-        return torch.cat([self.ground.history_vectors[users], vectors], dim=1) if kind == "both" else vectors
+        kind, g = self.cfg.knowledge.encode, self.ground
+        histories = g.history_vectors[users] if kind == "both" else None
+        return encode_knowledge(g.encoder, kind, g.prompts, users.tolist(), texts, histories)
 
     def pairs(self, state: str, rule: str) -> pl.DataFrame:
         """Preference pairs of the training users from the rewarded answers of a state.

@@ -125,7 +125,7 @@ def tune(
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.gradient_clip,
             callbacks=[*hooks, PreferenceRounds(rule), RoundEvaluation(rule), *extra, outer],
-            logger=loop.board(name),
+            logger=loop.board(name).loggers,
             log_every_n_steps=1,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -69,9 +69,9 @@ class SessionRows:
                 frames += self._frames(name, self.ranks(name))
         table = pl.concat(frames)
         for row, part in table.filter(pl.col("split") == "test").group_by("row"):
-            board = self.loop.board(f"rows/{row[0]}").experiment
-            for column in (c for c in part.columns if "|" in c):
-                board.add_scalar(f"test/{column.split('|')[0]}", part[column].mean(), 0)
+            board = self.loop.board(f"rows/{row[0]}")
+            columns = [c for c in part.columns if "|" in c]
+            board.scalars({f"test/{c.split('|')[0]}": float(part[c].mean() or 0.0) for c in columns}, 0)  # type: ignore[arg-type]
             board.flush()
         return table
 
