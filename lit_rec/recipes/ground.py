@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lit_rec.config import instantiate, plain
 from lit_rec.data.canonical import RatingsData, attribute_table, sample_users
 from lit_rec.data.lists import ListSet, build_lists
 from lit_rec.data.splits import Splits, split_users
+from lit_rec.knowledge.encoder import TextEncoder
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
@@ -197,6 +199,33 @@ class Ground(Models):
             "accelerator": self.accelerator,
             "selection": selection or "validation",
         }
+
+
+def encode_knowledge(
+    encoder: TextEncoder,
+    kind: str,
+    prompts: Prompts,
+    rows: Sequence[int],
+    texts: Sequence[str],
+    histories: Tensor | None,
+) -> Tensor:
+    """[n, width] what a reranker reads of texts about users.
+
+    Args:
+        encoder: The text encoder.
+        kind: "answer", "kar" (history and answer as one text) or "both" (history's vector beside the answer's).
+        prompts: Know the users' histories.
+        rows: [n] whose text it is, as the prompts number users.
+        texts: [n].
+        histories: [n, d] the users' histories, encoded; only "both" needs them.
+    """
+    if kind == "kar":
+        return encoder.encode([f"{prompts.history_text(u)} {t}" for u, t in zip(rows, texts, strict=True)], cut=True)
+    vectors = encoder.encode(list(texts))
+    if kind == "answer":
+        return vectors
+    assert histories is not None
+    return torch.cat([histories, vectors], dim=1)
 
 
 def config_id(cfg: DictConfig) -> str:
