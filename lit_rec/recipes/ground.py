@@ -17,7 +17,7 @@ from lit_rec.config import instantiate, plain
 from lit_rec.data.canonical import RatingsData, attribute_table, sample_users
 from lit_rec.data.lists import ListSet, build_lists
 from lit_rec.data.splits import Splits, split_users
-from lit_rec.knowledge.encoder import TextEncoder
+from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
@@ -202,7 +202,7 @@ class Ground(Models):
 
 
 def encode_knowledge(
-    encoder: TextEncoder,
+    encoder: SharedVectors,
     kind: str,
     prompts: Prompts,
     rows: Sequence[int],

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from lit_rec.config import instantiate
 from lit_rec.errors import UserError
+from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.knowledge.encoder import TextEncoder
 from lit_rec.llm.loading import fingerprint, local_source
 from lit_rec.llm.store import AnswerStore
@@ -66,14 +67,20 @@ class Models:
         return {"model": fingerprint(source, e.revision, "encoder"), "max_tokens": e.max_tokens, "dtype": e.dtype}
 
     @cached_property
-    def encoder(self) -> TextEncoder:
-        """The text encoder."""
-        e = self.cfg.encoder
-        return TextEncoder(
-            local_source(e, "encoder", self.cache),
-            device=self.device,
-            dtype=e.dtype,
-            batch_size=e.batch_size,
-            max_tokens=e.max_tokens,
-            revision=e.revision,
-        )
+    def encoder(self) -> SharedVectors:
+        """The text encoder; where runs share their answers, they share vectors too."""
+        e, answers = self.cfg.encoder, Path(self.cfg.run.answers).expanduser().resolve()
+
+        def load() -> TextEncoder:
+            return TextEncoder(
+                local_source(e, "encoder", self.cache),
+                device=self.device,
+                dtype=e.dtype,
+                batch_size=e.batch_size,
+                max_tokens=e.max_tokens,
+                revision=e.revision,
+            )
+
+        shared = not answers.is_relative_to(self.run.path.resolve())
+        key = {**self.encoder_key, "batch_size": e.batch_size, "device": self.device}
+        return SharedVectors(answers / "vectors" if shared else None, key, load)
