@@ -6,7 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_rec.errors import UserError
+from lit_rec.extensions import is_path
 
+OWN = ("reranker.architecture", "reward.metric")  # a user's own is named by its path
 # Keys of all recipes; a recipe without a key is not asked for it.
 CHOICES = {
     "lists.protocol": ("strict", "kar"),
@@ -106,7 +108,10 @@ def check(cfg: DictConfig) -> None:
     """
     for key, choices in CHOICES.items():
         if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) not in choices:
-            raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices))
+            if key in OWN and is_path(value):
+                continue
+            own = ", or the path of your own: callbacks.mine.NAME" if key in OWN else ""
+            raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices) + own)
     for key, least in AT_LEAST.items():
         if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) < least:
             raise _bad(key, value, f"at least {least}")

@@ -138,7 +138,7 @@ class KnowledgeConfig:
 class RerankerConfig:
     """The reranker and its training."""
 
-    architecture: str = "dlcm"  # dlcm | prm | setrank | mir
+    architecture: str = "dlcm"  # dlcm | prm | setrank | mir, or your own: callbacks.mine.MyReranker
     args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the architecture
     loss: str = "default"  # the architecture's own in KAR's code, or see lit_rec/rerankers/losses.py
     temperature: float = 0.03
@@ -153,7 +153,7 @@ class RerankerConfig:
 class RewardConfig:
     """How an answer is scored."""
 
-    metric: str = "ndcg"  # ndcg | map | soft (list log-likelihood)
+    metric: str = "ndcg"  # ndcg | map | soft (list log-likelihood), or your own: callbacks.mine.my_reward
     k: int = 5
     convention: str = "standard"  # standard | kar
     folds: int = 5  # cross-fit: a user is scored by a reranker that never saw that user; 1: as in the paper

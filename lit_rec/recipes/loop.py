@@ -418,7 +418,7 @@ class Loop:
                 )
             about = {
                 "row": name,
-                "reranker": self.cfg.reranker.architecture,
+                "reranker": self.cfg.reranker.architecture.rpartition(".")[2].lower(),
                 "seed": seed,
                 "fold": self.fold,
                 "split": split,

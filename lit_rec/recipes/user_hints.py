@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_rec.agent.environment import AskedEnvironment, TextEnvironment
@@ -18,6 +19,7 @@ from lit_rec.metrics.ranking import ranking_metrics
 from lit_rec.recipes import agents
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.loop import Loop
+from lit_rec.run.folder import digest
 from lit_rec.run.progress import Step
 
 SHOWN = 3  # wrongly preferred items that the LLM is told of
@@ -106,7 +108,7 @@ class UserHints(HintLoop):
     def errors(self, number: int) -> tuple[Tensor, int]:
         """The training users whom the LLM's present knowledge serves worst."""
         found = self._present(number).filter(pl.col("split") == "train").sort("reward", "user")
-        if self.cfg.reward.metric != "soft":
+        if self.cfg.reward.metric in ("ndcg", "map"):
             found = found.filter(pl.col("reward") < 1)  # nothing is left to gain
         worst = found["user"].head(self.cfg.reflection.sessions).to_list()
         return torch.tensor(sorted(worst), dtype=torch.long), len(found)
@@ -167,7 +169,27 @@ class UserHints(HintLoop):
         if self.cfg.agent.pick == "random":
             chance = torch.Generator().manual_seed(self.cfg.seed + number)
             return torch.randint(1, count + 1, (self.ground.data.n_users,), generator=chance)[users]
+        return self._told(number, self.states[users])
+
+    def choice(self, number: int, count: int, states: Tensor, names: Sequence[str]) -> Tensor:
+        """Actions [n] for people outside the data set, in a finished round; no stage is visited.
+
+        Args:
+            number: Of the round.
+            count: Hints it has kept.
+            states: [n, d] their histories, encoded.
+            names: [n] their ids, of which a random choice is made.
+        """
+        if not count:
+            return torch.zeros(len(states), dtype=torch.long)
+        if self.cfg.agent.pick == "random":
+            drawn = [int(digest([self.cfg.seed, number, name]), 16) for name in names]
+            return torch.tensor([1 + one % count for one in drawn])
+        return self._told(number, states)
+
+    def _told(self, number: int, states: Tensor) -> Tensor:
+        """Actions [n] by what was learnt in a round, whose stages are there."""
         if self.cfg.agent.pick == "best_fixed":
-            gains = self.matrix_of(number)["gains"][: len(self.splits.train), 1:].mean(0)
-            return torch.full((len(users),), 1 + int(gains.argmax()))
-        return self.policy(number).greedy(self.states[users])
+            gains = load_file(self.folder(f"round_{number}/rewards") / "matrix.safetensors")["gains"]
+            return torch.full((len(states),), 1 + int(gains[: len(self.splits.train), 1:].mean(0).argmax()))
+        return self.policy(number).greedy(states)

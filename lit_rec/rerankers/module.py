@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rec.errors import UserError
+from lit_rec.extensions import find, is_path
 from lit_rec.metrics.ranking import Convention, parse_metric, ranking_metrics
 from lit_rec.metrics.torch_metrics import DistinctMeans
 from lit_rec.rerankers.dlcm import DLCM
@@ -32,7 +33,9 @@ class RerankerModule(L.LightningModule):
 
     Args:
         n_items: items without padding; ids run 1..n_items.
-        architecture: `dlcm`, `prm`, `setrank` or `mir`.
+        architecture: `dlcm`, `prm`, `setrank` or `mir`, or the path of a class: `callbacks.mine.MyReranker`, a Module
+            made with the width of a candidate's vector, whose forward takes (x [B, C, width], mask [B, C]) and gives
+            logits [B, C].
         architecture_args: keyword arguments of the architecture's class.
         loss: a name in `lit_rec.rerankers.losses.LOSSES`; `default` is the one of KAR's code.
         temperature: T of the attention and softmax losses.
@@ -79,11 +82,14 @@ class RerankerModule(L.LightningModule):
         architecture_args, adaptor = dict(architecture_args or {}), dict(adaptor or {})
         attribute_widths, metrics = [int(w) for w in attribute_widths], [str(m) for m in metrics]
         self.save_hyperparameters(ignore=["attributes", "user_vectors", "item_vectors"])
-        if architecture not in ARCHITECTURES:
-            raise UserError(f"There is no reranker {architecture!r}.", fix=f"Write one of {', '.join(ARCHITECTURES)}.")
-        kind: Any = ARCHITECTURES[architecture]
-        self.uses_history: bool = kind.uses_history
-        self.loss = get_loss(kind.default_loss if loss == "default" else loss)
+        if architecture not in ARCHITECTURES and not is_path(architecture):
+            raise UserError(
+                f"There is no reranker {architecture!r}.",
+                fix=f"Write one of {', '.join(ARCHITECTURES)}, or the path of your own: callbacks.mine.MyReranker.",
+            )
+        kind: Any = ARCHITECTURES.get(architecture) or find(architecture, "reranker.architecture")
+        self.uses_history: bool = getattr(kind, "uses_history", False)
+        self.loss = get_loss(getattr(kind, "default_loss", "bce") if loss == "default" else loss)
         self.temperature, self.lr, self.weight_decay = temperature, lr, weight_decay
         self.metrics, self.convention = metrics, convention
         self.cuts = sorted({parse_metric(name)[1] for name in metrics})

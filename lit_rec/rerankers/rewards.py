@@ -14,23 +14,32 @@ from torch import Tensor
 
 from lit_rec.data.lists import ListSet
 from lit_rec.errors import UserError
+from lit_rec.extensions import find, is_path
 from lit_rec.metrics.ranking import Convention, ranking_metrics
 from lit_rec.rerankers.features import ITEM, USER
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.training import FittedReranker, fit_reranker
 
-Reward = Literal["ndcg", "map", "soft"]
+Reward = Literal["ndcg", "map", "soft"] | str  # or the path of a function
 
 
 @torch.no_grad()
-def score_lists(module: RerankerModule, lists: ListSet, index: Tensor, *, batch_size: int = 8192) -> Tensor:
-    """Score lists with the knowledge the module holds, every user and item adapted once.
+def score_lists(
+    module: RerankerModule,
+    lists: ListSet,
+    index: Tensor,
+    *,
+    user_vectors: Tensor | None = None,
+    batch_size: int = 8192,
+) -> Tensor:
+    """Score lists, every user and item adapted once.
 
     Args:
         module: a reranker; its mode is left as it was.
         lists: the candidate lists.
         index: [n] which of them.
+        user_vectors: [U, d_u] knowledge of the users; None: that which the module holds.
         batch_size: lists at a time, which bounds the memory.
 
     Returns:
@@ -38,7 +47,10 @@ def score_lists(module: RerankerModule, lists: ListSet, index: Tensor, *, batch_
     """
     users, row = lists.user[index].unique(return_inverse=True)
     with _evaluating(module):
-        adapted = module.knowledge.adapt_rows(USER, users.to(module.device))
+        if user_vectors is None:
+            adapted = module.knowledge.adapt_rows(USER, users.to(module.device))
+        else:
+            adapted = module.knowledge.adapt(USER, user_vectors[users].float().to(module.device))
         scored = [logits for _, logits in _score_pairs(module, lists, index, adapted, row, batch_size)]
     return torch.cat([lists.labels.new_zeros(0, lists.items.shape[1]), *scored])
 
@@ -67,7 +79,8 @@ def answer_rewards(
         answer_user: [M] the user row of each answer.
         reward: `ndcg` or `map` at k, or `soft`: the mean log-probability of a list's positives under the
             softmax of its scores, which tells apart answers that rank alike. A list without positives counts
-            0 in all three.
+            0 in all three. Or the path of a function, `callbacks.mine.my_reward`: (logits [n, C], labels [n, C],
+            mask [n, C], k) -> values [n].
         k: cut-off.
         convention: of the average precision.
         batch_size: pairs at a time, which bounds the memory.
@@ -78,8 +91,13 @@ def answer_rewards(
     Raises:
         UserError: when the reranker has no user knowledge, or answers and users do not fit.
     """
-    if reward not in ("ndcg", "map", "soft"):
-        raise UserError(f"There is no reward {reward!r}.", fix="Write ndcg, map or soft.", where="reward.metric")
+    if reward not in ("ndcg", "map", "soft") and not is_path(reward):
+        raise UserError(
+            f"There is no reward {reward!r}.",
+            fix="Write ndcg, map or soft, or the path of your own: callbacks.mine.my_reward.",
+            where="reward.metric",
+        )
+    own = find(reward, "reward.metric") if is_path(reward) else None
     if USER not in module.knowledge.towers:
         raise UserError(
             "This reranker reads no user knowledge, so every answer would get the same reward.",
@@ -97,7 +115,9 @@ def answer_rewards(
         total = torch.zeros(len(answer_user), dtype=torch.float64)
         for part, logits in _score_pairs(module, lists, index, adapted, answer, batch_size):
             labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
-            if reward == "soft":
+            if own is not None:
+                values = own(logits, labels, mask, k)
+            elif reward == "soft":
                 values = list_log_likelihood(logits, labels, mask)
             else:
                 values = ranking_metrics(logits, labels, mask, (k,), convention)[f"{reward}@{k}"]
