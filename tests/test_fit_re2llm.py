@@ -113,7 +113,7 @@ class TestWhatARunLeaves:
         text = (world.run / "report.html").read_text()
         assert all(row in text for row in ROWS)
         assert "http://" not in text.replace("http://www.w3.org", "")
-        assert "<script" not in text
+        assert text.count("<script") == 1  # the page's own, see test_report_search.py
 
     def test_tensorboard(self, world: World) -> None:
         def tags(name: str) -> dict[str, Any]:
@@ -158,10 +158,6 @@ class TestAgain:
         assert "oracle" in told
         split = "validation" if command == "validate" else "test"
         assert f"{means(world.run, 'ndcg@5', split)['ppo']:.4f}" in told
-
-    def test_predict_is_refused(self, world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        code = main(["predict", "--config", world.config, "--output", str(tmp_path / "x.parquet")])
-        assert_told(capsys, code, "predict", "re2llm")
 
 
 VARIANTS = {

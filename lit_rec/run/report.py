@@ -1,5 +1,7 @@
 """The report of a run: one HTML file that needs nothing else, and that a person can read."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import polars as pl
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from lit_rec.run.comparisons import choose_headline, compare_rows, verdict
 from lit_rec.run.cost import Part, cost_context
@@ -81,8 +84,22 @@ def write_report(
         "config_yaml": config_yaml,
         "environment": _flat(environment or {}),
     }
+    context["script"] = _script() if _searchable(context) else None
     page = page_environment().get_template("report.html.j2").render(context)
     write_atomic(Path(path), page.encode("utf-8", errors="replace"))
+
+
+def _searchable(context: Mapping[str, Any]) -> bool:
+    """Whether the page has pairs, hints or examples to search."""
+    hints, sessions = context["hints"], context["sessions"]
+    return bool(context["examples"] or (hints and hints["fates"]) or (sessions and sessions["examples"]))
+
+
+def _script() -> dict[str, str]:
+    """The page's only script, and the hash by which its Content-Security-Policy lets that one run and no other."""
+    text = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
+    digest = hashlib.sha256(text.encode()).digest()
+    return {"text": Markup(text), "sha256": base64.b64encode(digest).decode()}
 
 
 def _parsed(config_yaml: str) -> dict[str, Any]:

@@ -2,15 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import polars as pl
+from markupsafe import escape
 
 from lit_rec.run.figures import length_figure, rewards_figure, rounds_figure
 from lit_rec.run.reranking_story import place, place_name, round_number, state_name
 from lit_rec.run.results import with_interval
 
-EXAMPLES = 12  # pairs shown per group
+PAIRS = 100  # at most in the page, per group
+EXAMPLES = 12  # of them not folded away
+TEXT = 2000  # characters of a prompt or an answer in the page
+BYTES = 800_000  # of a group's texts: the page has to stay a file that can be sent around, in any alphabet
+_TEXTS = ("prompt", "chosen", "rejected")
 _POLICY_COLUMNS = (
     ("train_reward_mean", "mean reward", ".4f"),
     ("reward_spread", "spread per user", ".4f"),
@@ -46,7 +52,7 @@ def round_context(
         "length_figure": length_figure(rewards) if rewards is not None else None,
         "round_tables": _round_tables(rounds),
         "hinted": any(str(r.get("name")).startswith("hinted_") for r in rounds),
-        "example_groups": _examples(pairs),
+        "examples": _examples(pairs),
     }
 
 
@@ -120,17 +126,35 @@ def make_table(
     }
 
 
-def _examples(pairs: pl.DataFrame | None) -> list[dict[str, Any]]:
-    """Return the pairs with the largest gaps, and random ones, which do not flatter."""
+def _examples(pairs: pl.DataFrame | None) -> dict[str, Any] | None:
+    """Return the pairs with the largest gaps, and random ones, which do not flatter.
+
+    The random ones stand in the order in which they were drawn, so that the first of them, which are not folded away,
+    are as random as all.
+    """
     if pairs is None or pairs.is_empty():
-        return []
+        return None
     gaps = pairs.with_columns(gap=pl.col("chosen_reward") - pl.col("rejected_reward")).with_row_index("line")
-    largest = gaps.sort("gap", descending=True, nulls_last=True, maintain_order=True).head(EXAMPLES)
+    most = min(PAIRS, max(EXAMPLES, len(gaps) // 2))
+    largest = gaps.sort("gap", descending=True, nulls_last=True, maintain_order=True).head(most)
     rest = gaps.filter(~pl.col("line").is_in(largest["line"].to_list()))
-    chosen = rest.sample(min(EXAMPLES, len(rest)), seed=0).sort("line")
-    groups = [("Largest reward gaps", largest), ("Drawn at random", chosen)]
-    return [
-        {"title": title, "pairs": part.to_dicts(), "open": part is largest}
-        for title, part in groups
-        if not part.is_empty()
+    drawn = rest.sample(min(PAIRS, len(rest)), shuffle=True, seed=0)
+    found = [
+        _group(*group) for group in (("Largest reward gaps", largest), ("Drawn at random", drawn)) if len(group[1])
     ]
+    return {"groups": found, "shown": sum(len(g["pairs"]) + len(g["more"]) for g in found), "total": len(gaps)}
+
+
+def _group(title: str, part: pl.DataFrame) -> dict[str, Any]:
+    """The pairs with their texts cut, and of those folded away as many as there is room for."""
+    pairs = [pair | {name: _cut(pair[name]) for name in _TEXTS} for pair in part.to_dicts()]
+    sizes = [sum(len(escape(pair[name]["text"]).encode(errors="replace")) for name in _TEXTS) for pair in pairs]
+    room = sum(size <= BYTES for size in accumulate(sizes))
+    more = pairs[EXAMPLES:room]
+    return {"title": title, "pairs": pairs[:EXAMPLES], "more": more, "open": title.startswith("Largest")}
+
+
+def _cut(text: str) -> dict[str, Any]:
+    """A text's beginning, and how long it was where that is not all of it."""
+    whole = len(text) <= TEXT
+    return {"text": text if whole else text[:TEXT] + "\u2026", "cut": None if whole else len(text)}
