@@ -1,18 +1,22 @@
-"""The command line: a subcommand, `--config FILE`, and Hydra overrides."""
+# PYTHON_ARGCOMPLETE_OK
+"""The command line: a subcommand, `--config FILE` or `--run RUN`, and Hydra overrides."""
 
 import argparse
 import errno
+import json
 import os
 import sys
+import traceback
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from lit_rec.config import load_config
+from lit_rec.config import load_config, load_run
 from lit_rec.errors import UserError
+from lit_rec.origins import groups, origins, render_origins
 
 COMMANDS = {
     "fit": "run the recipe: data, knowledge, rounds, final reranker, report; resumes where it was stopped",
@@ -27,54 +31,85 @@ SEVERAL = {
     "sweep": "fit every combination of several values per key (key=a,b), each in a process of its own, then report",
     "report": "one table and one HTML page over several finished runs",
 }
+AT_WORK = ("fit", "validate", "test", "predict", "export")  # commands that a cluster runs: --quiet, --json
 FULL = (errno.ENOSPC, errno.EDQUOT)
-EPILOG = """\
-Overrides follow Hydra: key=value, group=choice, +key=value, ~key. Groups: data, llm, encoder, reranker.
+CODES = "Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted."
+EXAMPLES = """\
 Examples:
   python -m lit_rec fit --config configs/quickstart.yaml
+  python -m lit_rec fit --config configs/rlrf_ml1m.yaml --fast-dev-run
   python -m lit_rec fit --config configs/rlrf_ml1m.yaml llm=smollm2_135m encoder=minilm data.root=/data/ml-1m
   reranker=prm
+  python -m lit_rec test --run runs/quickstart
   python -m lit_rec sweep --config configs/quickstart.yaml policy.beta=0.01,0.1 seed=1,2,3
   python -m lit_rec report runs/quickstart runs/other --output both.html
-Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser."""
+    raw: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     top = argparse.ArgumentParser(
         prog="lit_rec",
         description="LLM-enhanced recommendation on Lightning.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{_overrides_help()}{EXAMPLES}{CODES}",
+        **raw,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    raw["epilog"] = f"{_overrides_help()}{CODES}"
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--config", required=True, metavar="FILE", help="experiment, e.g. configs/quickstart.yaml")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+        sub = commands.add_parser(name, help=text, description=text, **raw)
+        _add_config(sub, "key=value", run=name != "validate-data")
         if name == "fit":
             sub.add_argument("--fresh", action="store_true", help="start anew in this run folder; LLM answers are kept")
+            sub.add_argument(
+                "--fast-dev-run", action="store_true", help="the whole recipe on a handful, anew, in the folder RUN-dev"
+            )
         if name == "predict":
             sub.add_argument("--input", metavar="FILE", help="parquet or CSV with user_id and item_id columns")
+            sub.add_argument("--history", metavar="FILE", help="what users or sessions unknown to the run did before")
             sub.add_argument("--output", required=True, metavar="FILE", help="where the ranked lists go (parquet)")
         if name == "export":
             sub.add_argument("--output", required=True, metavar="FOLDER", help="where the models go")
             sub.add_argument("--merged", action="store_true", help="also the language model with its adapter merged in")
             sub.add_argument("--onnx", action="store_true", help="also the reranker as ONNX")
             sub.add_argument("--overwrite", action="store_true", help="replace an earlier export")
-    _add_several(commands)
+        if name == "show-config":
+            sub.add_argument("--origins", action="store_true", help="every key with where its value comes from")
+        if name in AT_WORK:
+            told = sub.add_mutually_exclusive_group()
+            told.add_argument("--quiet", action="store_true", help="say errors, warnings and the final table alone")
+            told.add_argument("--json", action="store_true", help="a JSON object per line, for every step and the end")
+    _add_several(commands, raw)
     return top
 
 
-def _add_several(commands: Any) -> None:
+def _overrides_help() -> str:
+    """What may follow the options: the groups are those of the shipped configs."""
+    listed = "\n".join(f"  {group}={'|'.join(choices)}" for group, choices in groups().items())
+    return f"Overrides follow Hydra: key=value, group=choice, +key=value, ~key. Groups and their choices:\n{listed}\n"
+
+
+def _add_config(sub: argparse.ArgumentParser, metavar: str, *, run: bool = False) -> None:
+    """Add what names a configuration: an experiment, or a run folder."""
+    source: Any = sub.add_mutually_exclusive_group(required=True) if run else sub
+    more: dict[str, Any] = {} if run else {"required": True}
+    named = source.add_argument("--config", metavar="FILE", help="experiment, e.g. configs/quickstart.yaml", **more)
+    named.completer = _yaml_files
+    if run:
+        source.add_argument("--run", metavar="RUN", help="run folder: with the configuration it was made with")
+    given: Any = sub.add_argument("overrides", nargs="*", metavar=metavar, help="Hydra overrides")
+    given.completer = _choices
+
+
+def _add_several(commands: Any, raw: dict[str, Any]) -> None:
     """Add the commands that deal with several runs."""
-    sub = commands.add_parser("sweep", help=SEVERAL["sweep"], description=SEVERAL["sweep"])
-    sub.add_argument("--config", required=True, metavar="FILE", help="experiment, e.g. configs/quickstart.yaml")
-    sub.add_argument("overrides", nargs="*", metavar="key=a,b", help="Hydra overrides, some with several values")
+    sub = commands.add_parser("sweep", help=SEVERAL["sweep"], description=SEVERAL["sweep"], **raw)
+    _add_config(sub, "key=a,b")
     sub.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at work at a time")
     sub.add_argument("--fresh", action="store_true", help="start anew in every run folder; LLM answers are kept")
-    sub = commands.add_parser("report", help=SEVERAL["report"], description=SEVERAL["report"])
+    raw = {**raw, "epilog": CODES}
+    sub = commands.add_parser("report", help=SEVERAL["report"], description=SEVERAL["report"], **raw)
     sub.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run, or of a sweep")
     sub.add_argument("--output", default="runs_report.html", metavar="FILE", help="the page (default: %(default)s)")
     sub.add_argument("--open", action="store_true", help="show the page in the browser")
@@ -86,44 +121,108 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _yaml_files(prefix: str, **_: Any) -> list[str]:
+    """Completions of --config: folders and YAML files."""
+    from argcomplete.completers import FilesCompleter
+
+    return FilesCompleter(("yaml", "yml"))(prefix)
+
+
+def _choices(prefix: str, **_: Any) -> list[str]:
+    """Completions of an override: every `group=choice`."""
+    return [f"{group}={choice}" for group, choices in groups().items() for choice in choices]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 when done, 2 for a mistake the user can mend (told in one message), 130 when interrupted.
+        0 when done, 2 for a mistake the user can mend (told in one message), 130 when interrupted; with --json 1 for a
+        defect, which is raised otherwise.
     """
-    args, unknown = parser().parse_known_args(argv)
+    top = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    args, unknown = top.parse_known_args(argv)
     bad = [u for u in unknown if u.startswith("-") or "=" not in u or args.command == "report"]
     if bad:
-        parser().error(f"unknown argument {bad[0]}")
+        top.error(f"unknown argument {bad[0]}")
+    as_json = getattr(args, "json", False)
     try:
-        if args.command in SEVERAL:
-            _prepare()
-            return _several(args, unknown)
-        cfg = load_config(args.config, [*args.overrides, *unknown])
-        if args.command == "show-config":
-            print(OmegaConf.to_yaml(cfg), end="")
-            return 0
-        _prepare()
-        from lit_rec.run import commands
-
-        commands.COMMANDS[args.command](cfg, args)
+        return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _tell(error, as_json)
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        told = "interrupted; the same command resumes"
+        print(json.dumps({"event": "interrupted", "message": told, "code": 130}) if as_json else told, file=sys.stderr)
         return 130
     except Exception as error:
-        if not _disk_trouble(error):
+        if _disk_trouble(error):
+            return _tell(_disk(error), as_json)
+        if not as_json:
             raise
-        print(f"error: {_disk(error)}", file=sys.stderr)
-        return 2
+        defect = {"event": "error", "code": 1, "what": repr(error), "traceback": traceback.format_exc()}
+        print(json.dumps(defect), file=sys.stderr)
+        return 1
+
+
+def _tell(error: UserError, as_json: bool) -> int:
+    """Say what the user can mend; return the exit code."""
+    parts = {name: getattr(error, name) for name in ("what", "where", "why", "fix")}
+    print(json.dumps({"event": "error", "code": 2, **parts}) if as_json else f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _one(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Run a command that deals with one configuration; return its exit code."""
+    cfg, overrides, said = _configuration(args, overrides)
+    if args.command == "show-config":
+        if args.origins:
+            print(render_origins(origins(cfg, overrides, config=args.config, run=args.run)), end="")
+        else:
+            print(OmegaConf.to_yaml(cfg), end="")
+        return 0
+    _prepare()
+    from lit_rec.run import commands
+    from lit_rec.run.progress import ALL, JSON, QUIET, console, shown_as
+
+    quiet, as_json = (getattr(args, name, False) for name in ("quiet", "json"))
+    with shown_as(JSON if as_json else QUIET if quiet else ALL):
+        if said:
+            console.print(said, highlight=False)
+        commands.COMMANDS[args.command](cfg, args)
+        if not console.ended:
+            console.emit("results", command=args.command, run=cfg.run.dir, output=getattr(args, "output", None))
     return 0
+
+
+def _configuration(args: argparse.Namespace, overrides: list[str]) -> tuple[DictConfig, list[str], str]:
+    """The configuration, all overrides, and what a fast dev run says before it begins."""
+    run = getattr(args, "run", None)
+
+    def load(given: Sequence[str]) -> DictConfig:
+        return load_config(args.config, given) if run is None else load_run(run, given)
+
+    cfg = load(overrides)
+    if not getattr(args, "fast_dev_run", False):
+        return cfg, overrides, ""
+    from lit_rec.run.dev_run import own_folder, shrinking
+
+    small = shrinking(cfg)
+    cfg = own_folder(load([*small, *overrides]))
+    args.fresh = True  # what an earlier one left may be of another configuration
+    return (
+        cfg,
+        [*small, *overrides],
+        f"[yellow]fast dev run[/] in {cfg.run.dir}: its numbers say nothing. {' '.join(small)}",
+    )
 
 
 def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Run a command that deals with several runs; return its exit code."""
+    _prepare()
     if args.command == "sweep":
         from lit_rec.run.sweep import sweep
 

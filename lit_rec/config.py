@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lit_rec.errors import UserError
 from lit_rec.schema import Re2LLMConfig, RLRFConfig, UnifiedConfig
 
 SCHEMAS = {"rlrf_schema": RLRFConfig, "re2llm_schema": Re2LLMConfig, "unified_schema": UnifiedConfig}
+RUN = "lit_rec_run"  # name of the configuration that a run folder's own file is composed below
 ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.", "torch.", "torchmetrics.", "transformers.", "peft.")
 
 
@@ -41,18 +43,105 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: The file is missing, a key is misspelt, a value has the wrong type, or a `_target_` is not allowed.
     """
+    file = experiment_file(path)
+    return _load(file.parent, file.stem, overrides, path)
+
+
+def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a run folder was made with, checked as strictly as an experiment.
+
+    `run.dir` is the folder, wherever it has been moved, and so are the answers that it holds.
+
+    Args:
+        folder: The run folder.
+        overrides: As of `load_config`.
+
+    Raises:
+        UserError: There is no configuration of a run, or what `load_config` refuses.
+    """
+    file = run_file(folder)
+    return _load(file.parent, RUN, overrides, file)
+
+
+def experiment_file(path: str | Path) -> Path:
+    """An experiment's file, where it is.
+
+    Raises:
+        UserError: It is not there.
+    """
     file = Path(path).resolve()
     if not file.is_file():
         near = difflib.get_close_matches(file.name, [p.name for p in configs_dir().glob("*.yaml")], n=1)
         hint = f"did you mean configs/{near[0]}?" if near else f"shipped configs are in {configs_dir()}"
         raise UserError(f"config file not found: {path}", where="--config", fix=hint)
+    return file
+
+
+def run_file(folder: str | Path) -> Path:
+    """The file of a run folder's configuration; prepares Hydra for composing it as RUN.
+
+    Raises:
+        UserError: It is not there, or is no configuration of a run.
+    """
+    file = Path(folder).resolve() / "config.yaml"
+    if not file.is_file():
+        below = sorted(p.parent.name for p in file.parent.glob("*/config.yaml"))
+        fix = f"name one of the runs below it: {', '.join(below[:5])}" if below else "run `fit --config FILE` first"
+        why = "it holds no config.yaml, which `fit` writes" if file.parent.is_dir() else "there is no such folder"
+        raise UserError(f"{folder} is no run folder", where="--run", why=why, fix=fix)
+    try:
+        kept = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise _explain(error, file) from error
+    schema = f"{kept.get('recipe')}_schema" if isinstance(kept, dict) else ""
+    if schema not in SCHEMAS:
+        raise UserError(
+            "this is no configuration of a run",
+            where=f"config {file}",
+            why="its key recipe is none of " + ", ".join(name.removesuffix("_schema") for name in SCHEMAS),
+            fix="name a folder that `fit` has written, or use --config",
+        )
+    # Composed over the file, so that the folder may have been moved; below overrides.
+    node = {"defaults": [schema, file.stem, "_self_"], **moved(kept, str(folder))}
+    ConfigStore.instance().store(name=RUN, node=node)
+    return file
+
+
+def moved(cfg: Mapping[str, Any], folder: str) -> dict[str, dict[str, str]]:
+    """What changes in a resolved configuration when its run folder is another one: all that lies in it moves along."""
+    before = str((cfg.get("run") or {}).get("dir", folder))
+    lies = re.compile(rf"(^|:){re.escape(before)}(?=/|$)")
+    changed = {
+        part: {
+            key: lies.sub(lambda found: f"{found[1]}{folder}", value)
+            for key, value in (cfg.get(part) or {}).items()
+            if isinstance(value, str) and lies.search(value)
+        }
+        for part in ("run", "logging")
+    }
+    changed["run"]["dir"] = folder
+    return {part: values for part, values in changed.items() if values}
+
+
+@contextmanager
+def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Let Hydra compose files of a folder, with the shipped groups; gives the overrides that it needs.
+
+    Raises:
+        HydraException: The folder cannot be searched.
+    """
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=name, node=schema)
     GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+        yield [*overrides, *([f"hydra.searchpath=[file://{configs_dir()}]"] if folder != configs_dir() else [])]
+
+
+def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -> DictConfig:
+    """Compose and check a configuration; `path` is what messages call it."""
     try:
-        with initialize_config_dir(config_dir=str(file.parent), version_base="1.3"):
-            search = [f"hydra.searchpath=[file://{configs_dir()}]"] if file.parent != configs_dir() else []
-            cfg = compose(file.stem, overrides=[*overrides, *search])
+        with composing(folder, overrides) as wanted:
+            cfg = compose(name, overrides=wanted)
         OmegaConf.resolve(cfg)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, AttributeError, AssertionError) as error:
         # the last two: what OmegaConf says to a value for a part of a part that is null

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 from huggingface_hub.errors import GatedRepoError
+from omegaconf import OmegaConf
 
 from lit_rec.cli import main
 from lit_rec.llm import loading
@@ -91,6 +93,168 @@ def test_no_finished_run(command: str, line: list[str], tmp_path: Path, capsys: 
     output = ["--output", str(tmp_path / "out.parquet")] if command == "predict" else []
     assert_told(capsys, main([command, *line[1:], *output]), "no finished run", "run.dir")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export", "show-config"])
+def test_one_of_config_and_run(command: str, tmp_path: Path, capsys: Any) -> None:
+    output = ["--output", str(tmp_path / "out")] if command in ("predict", "export") else []
+    for given, words in (
+        ([], "one of the arguments --config --run is required"),
+        (["--config", "configs/quickstart.yaml", "--run", "r"], "argument --run: not allowed with argument --config"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([command, *given, *output])
+        assert stop.value.code == 2
+        assert words in capsys.readouterr().err
+    assert_told(
+        capsys,
+        main([command, "--run", str(tmp_path / "none"), *output]),
+        "no run folder",
+        "where: --run",
+        "no such folder",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_groups_choices_and_exit_codes(capsys: Any) -> None:
+    for arguments in (["--help"], ["fit", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        out = capsys.readouterr().out
+        for group in ("data", "encoder", "llm", "reranker"):
+            listed = sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
+            assert f"  {group}={'|'.join(listed)}\n" in out
+        assert "Exit codes: 0 done, 1" in out
+
+
+def test_show_config_with_origins(capsys: Any) -> None:
+    assert main(["show-config", "--config", "configs/quickstart.yaml", "--origins", "seed=5", "reranker=mir"]) == 0
+    lines = {line.split(":")[0]: line.split("# ")[1] for line in capsys.readouterr().out.splitlines()}
+    assert lines["seed"] == "command line"
+    assert lines["policy.epochs"].endswith("configs/quickstart.yaml:37")
+    assert lines["reranker.architecture"].endswith("mir.yaml:1 (reranker=mir on the command line)")
+    assert lines["llm.top_p"] == "schema default"
+
+
+class TestRun:
+    """One finished run, named by its folder."""
+
+    @pytest.fixture(scope="class")
+    def run(self, world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        arguments = [f"run.dir={folder}", f"run.answers={world.root}/answers", *BARE, "policy.beta=0.3"]
+        assert main(["fit", "--config", world.config, *arguments]) == 0
+        return folder
+
+    def lines(self, text: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in text.splitlines()]
+
+    def test_is_opened_and_resumed_without_its_experiment(self, run: Path, tmp_path: Path, capsys: Any) -> None:
+        assert main(["show-config", "--run", str(run)]) == 0
+        assert capsys.readouterr().out == (run / "config.yaml").read_text()
+        assert main(["test", "--run", str(run)]) == 0
+        assert "final reranker: round_1" in capsys.readouterr().out
+        ranked = tmp_path / "ranked.parquet"
+        assert main(["predict", "--run", str(run), "--output", str(ranked)]) == 0
+        assert pl.read_parquet(ranked)["rank"].min() == 1
+        moved = run.rename(tmp_path / "moved")
+        try:
+            assert main(["test", "--run", str(moved)]) == 0
+            capsys.readouterr()
+            assert main(["fit", "--run", str(moved)]) == 0
+            out = capsys.readouterr().out
+            assert "The LLM has nothing left to do." in out
+            assert "0 LLM answers written" in out
+            assert_told(capsys, main(["fit", "--run", str(moved), "policy.beta=0.4"]), "policy.beta: 0.3 -> 0.4")
+        finally:
+            moved.rename(run)
+
+    def test_in_quiet(self, run: Path, capsys: Any) -> None:
+        assert main(["fit", "--run", str(run), "--quiet"]) == 0
+        out = capsys.readouterr().out
+        assert "round_1" in out
+        for words in ("Plan", "lit_rec", "Report:", "answers written"):
+            assert words not in out
+
+    def test_as_json(self, run: Path, tmp_path: Path, capsys: Any) -> None:
+        results = json.loads((run / "results.json").read_text())
+        assert main(["fit", "--run", str(run), "--json"]) == 0
+        captured = capsys.readouterr()
+        plan, *_, last = self.lines(captured.out)
+        assert (plan["event"], plan["at_most"]) == ("plan", {"answers": 0, "tokens": 0, "titles": 0})
+        assert {part["state"] for part in plan["parts"]} == {"finished"}
+        assert (last["event"], last["results"]) == ("results", f"{run}/results.json")
+        rows = results if isinstance(results, list) else results["rows"]
+        assert last["rows"] == [
+            row
+            for row in rows
+            if (row["metric"], row["unit"], row["split"], row["convention"]) == ("ndcg@5", "user", "test", "standard")
+        ]
+        assert [row["row"] for row in last["rows"]] == ["round_1"]
+        assert main(["predict", "--run", str(run), "--json", "--output", f"{tmp_path}/ranked.parquet"]) == 0
+        assert self.lines(capsys.readouterr().out)[-1]["output"] == f"{tmp_path}/ranked.parquet"
+        assert main(["fit", "--run", str(run), "--json", "reranker.lr=0.5"]) == 2
+        captured = capsys.readouterr()
+        told = json.loads(captured.err.splitlines()[-1])
+        assert (told["event"], told["code"]) == ("error", 2)
+        assert "reranker.lr" in told["why"]
+        assert told["fix"]
+        self.lines(captured.out)
+
+    def test_json_of_what_ends_a_command(self, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+        for raised, code, event in ((ZeroDivisionError(), 1, "error"), (KeyboardInterrupt(), 130, "interrupted")):
+
+            def broken(*_: object, error: BaseException = raised) -> None:
+                raise error
+
+            monkeypatch.setitem(commands.COMMANDS, "fit", broken)
+            assert main(["fit", "--run", str(run), "--json"]) == code
+            captured = capsys.readouterr()
+            told = json.loads(captured.err)
+            assert (told["event"], told["code"]) == (event, code)
+            assert captured.out == ""
+            assert code != 1 or "ZeroDivisionError" in told["traceback"]
+
+    def test_fast_dev_run_leaves_it_alone(self, run: Path, capsys: Any) -> None:
+        before = {p: p.read_bytes() for p in run.glob("*.json")} | {run: (run / "config.yaml").read_bytes()}
+        own = run.parent / "run-dev"
+        for overrides, beta in ((["pairs.samples=3"], 0.3), (["pairs.samples=3", "policy.beta=0.2"], 0.2)):
+            assert main(["fit", "--run", str(run), "--fast-dev-run", *overrides]) == 0  # a second one starts anew
+            out = capsys.readouterr().out
+            assert "fast dev run in" in out
+            assert "users=12" in out
+            cfg = OmegaConf.load(own / "config.yaml")
+            assert (cfg.users, cfg.policy.rounds, cfg.pairs.samples, cfg.policy.beta) == (12, 1, 3, beta)
+            assert (own / "report.html").is_file()
+        assert before == {p: p.read_bytes() for p in run.glob("*.json")} | {run: (run / "config.yaml").read_bytes()}
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted", "unwanted"),
+    [
+        ("lit_rec va", {"validate", "validate-data"}, {"fit"}),
+        ("lit_rec fit --f", {"--fresh", "--fast-dev-run"}, {"--json"}),
+        ("lit_rec fit --config configs/quickstart_", {"configs/quickstart_re2llm.yaml"}, {"README.md"}),
+        ("lit_rec fit --config configs/quickstart.yaml rer", {"reranker=dlcm", "reranker=mir"}, {"llm=hub"}),
+        ("lit_rec fit --config configs/quickstart.yaml llm=s", {"llm=server", "llm=smollm2_135m"}, {"llm=hub"}),
+    ],
+)
+def test_completion(line: str, wanted: set[str], unwanted: set[str], tmp_path: Path) -> None:
+    """As a shell asks, with "=" no break between words."""
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+        "_ARGCOMPLETE_COMP_WORDBREAKS": " ",
+    }
+    code = "from lit_rec.cli import main; main()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | asked, capture_output=True, check=False)
+    found = {word.strip() for word in (tmp_path / "out").read_text().splitlines()}
+    assert wanted <= found
+    assert not unwanted & found
 
 
 def test_unknown_option_is_refused(line: list[str], capsys: Any) -> None:

@@ -9,12 +9,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, check, has_key
-from lit_rec.config import configs_dir, instantiate, load_config
+from lit_rec.config import configs_dir, instantiate, load_config, load_run
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import local_source
 from lit_rec.metrics.ranking import METRICS
+from lit_rec.origins import COMMAND_LINE, DEFAULT, groups, origins, render_origins
 from lit_rec.rerankers.losses import LOSSES
 from lit_rec.rerankers.module import ARCHITECTURES
+from lit_rec.run.dev_run import AT_MOST, own_folder, shrinking
 
 EXPERIMENTS = sorted(p.name for p in configs_dir().glob("*.yaml"))
 # What a group's choice needs to be told.
@@ -321,6 +323,169 @@ def test_value_that_a_group_leaves_open_is_told() -> None:
     assert "data.root" in caught.value.what
     with pytest.raises(UserError, match="exactly one of hub and wheel"):
         local_source(load("quickstart.yaml", "llm=hub").llm, "llm")
+
+
+def kept(folder: Path, name: str, *overrides: str) -> tuple[Path, Any]:
+    """A run folder with its configuration, as `fit` writes it."""
+    cfg = load(name, *overrides)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    return folder, cfg
+
+
+class TestRunFolder:
+    @pytest.mark.parametrize("name", QUICKSTARTS.values())
+    def test_gives_back_what_it_was_made_with(self, name: str, tmp_path: Path) -> None:
+        """All of it, but for where it lies now."""
+        folder, cfg = kept(tmp_path / "moved", name, "seed=7", "+callbacks.mine._target_=callbacks.mine.Mine")
+        found = load_run(folder)
+        assert OmegaConf.get_type(found) is OmegaConf.get_type(cfg)
+        assert (found.run.dir, found.run.answers) == (str(folder), f"{folder}/answers")
+        assert found.logging.mlflow_uri == f"file:{folder}/mlruns"
+        found.run, found.logging = cfg.run, cfg.logging
+        assert found == cfg
+
+    def test_shared_answers_stay_and_overrides_win(self, tmp_path: Path) -> None:
+        folder, _ = kept(tmp_path / "r", "quickstart.yaml", "run.answers=/shared")
+        found = load_run(folder, ["llm.batch_size=3", "run.dir=elsewhere", "+reranker=prm"])
+        assert (found.run.dir, found.run.answers, found.llm.batch_size) == ("elsewhere", "/shared", 3)
+        assert found.reranker.architecture == "prm"
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("recipe: rlrf\nname: a\npolcy: {rounds: 1}\n", ["polcy", "policy"]),
+            ("recipe: rlrf\nname: a\nseed: many\n", ["seed", "many"]),
+            ("recipe: rlrf\nllm: {name: a}\nencoder: {name: a}\n", ["name"]),
+            ("recipe: other\nname: a\n", ["recipe", "re2llm"]),
+            ("name: a\n", ["recipe"]),
+            ("- 1\n", ["recipe"]),
+            ("name: [\n", ["config.yaml:2"]),
+        ],
+    )
+    def test_is_checked_like_an_experiment(self, text: str, words: list[str], tmp_path: Path) -> None:
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError) as caught:
+            load_run(tmp_path)
+        for word in words:
+            assert word in str(caught.value)
+
+    def test_refuses_values_that_make_no_sense_and_foreign_classes(self, tmp_path: Path) -> None:
+        folder, _ = kept(tmp_path / "r", "quickstart.yaml")
+        with pytest.raises(UserError, match="policy.epochs"):
+            load_run(folder, ["policy.epochs=0"])
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("lit_rec.data.movielens.MovieLens100K", "os.system"))
+        with pytest.raises(UserError, match="not allowed"):
+            load_run(folder)
+
+    def test_none_there(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="no run folder") as caught:
+            load_run(tmp_path / "none")
+        assert caught.value.where == "--run"
+        assert "no such folder" in caught.value.why
+        kept(tmp_path / "seed=1", "quickstart.yaml")
+        with pytest.raises(UserError, match="no run folder") as caught:
+            load_run(tmp_path)
+        assert "config.yaml" in caught.value.why
+        assert "seed=1" in caught.value.fix
+
+
+class TestOrigins:
+    def found(self, path: Path, *overrides: str) -> dict[str, tuple[Any, str]]:
+        cfg = load_config(path, list(overrides))
+        return {key: (value, origin) for key, value, origin in origins(cfg, overrides, config=path)}
+
+    def test_default_file_group_and_command_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/own.yaml").write_text("_target_: lit_rec.data.atomic.AtomicFiles\nroot: /x\nname: y\n")
+        path = write(
+            tmp_path,
+            "defaults:\n  - rlrf_schema\n  - data: ml100k\n  - llm: smollm2_135m\n  - encoder: minilm\n  - _self_\n"
+            "name: mine\npolicy:\n  lora: {r: 2}\n  rounds: 5\nllm:\n  batch_size: 4\n",
+        )
+        found = self.found(path, "data=own", "policy.rounds=3", "+callbacks.mine={_target_: callbacks.x.X, n: 1}")
+        chosen = "(data=own on the command line)"
+        group = str(configs_dir() / "llm/smollm2_135m.yaml")
+        lines = Path(group).read_text().splitlines()
+        assert found["seed"] == (1, DEFAULT)
+        assert found["policy.epochs"] == (3, DEFAULT)
+        assert found["name"] == ("mine", "mine.yaml:7")
+        assert found["policy.lora.r"] == (2, "mine.yaml:9")
+        assert found["policy.lora.alpha"] == (16, DEFAULT)
+        assert found["llm.batch_size"] == (4, "mine.yaml:12")
+        assert found["policy.rounds"] == (3, COMMAND_LINE)
+        assert found["data.root"] == ("/x", f"data/own.yaml:2 {chosen}")
+        assert found["callbacks.mine.n"] == (1, COMMAND_LINE)
+        version = next(n for n, line in enumerate(lines, 1) if "version" in line)
+        assert found["llm.wheel.version"][1].endswith(f"llm/smollm2_135m.yaml:{version}")
+
+    @pytest.mark.parametrize("name", QUICKSTARTS.values())
+    def test_every_key_has_one(self, name: str) -> None:
+        """What a file's line is said to set stands in that line; a default is the schema's."""
+        cfg = load(name)
+        lines = origins(cfg, [], config=configs_dir() / name)
+        told = {key for key, _, _ in lines}
+        assert len(told) == len(lines) > 40
+        schema = OmegaConf.structured(OmegaConf.get_type(cfg))
+        schema.name = cfg.name  # some defaults hold it
+        for key, value, origin in lines:
+            if origin == DEFAULT:
+                assert OmegaConf.select(schema, key) == value
+            elif ".yaml:" in origin:
+                file, line = origin.split(" ")[0].rsplit(":", 1)
+                assert key.rpartition(".")[2] in Path(file).read_text().splitlines()[int(line) - 1]
+
+    def test_of_a_run_folder(self, tmp_path: Path) -> None:
+        folder, _ = kept(tmp_path / "r", "quickstart.yaml")
+        found = {key: origin for key, _, origin in origins(load_run(folder, ["seed=2"]), ["seed=2"], run=folder)}
+        assert found["run.dir"] == found["run.answers"] == "--run"
+        assert found["seed"] == COMMAND_LINE
+        assert found["policy.rounds"].split(":")[0].endswith("config.yaml")
+        assert DEFAULT not in found.values()  # a run's configuration is whole
+
+    def test_is_a_line_per_key(self) -> None:
+        told = render_origins([("a.b", "x", DEFAULT), ("list", [1, None], "mine.yaml:3")]).splitlines()
+        assert told == ['a.b: "x"         # schema default', "list: [1, null]  # mine.yaml:3"]
+
+
+def test_groups_are_those_of_the_folder() -> None:
+    assert groups()["reranker"] == sorted(ARCHITECTURES)
+    assert set(groups()) == {p.name for p in configs_dir().iterdir() if p.is_dir()}
+
+
+class TestFastDevRun:
+    @pytest.mark.parametrize("name", [*QUICKSTARTS.values(), "rlrf_ml1m.yaml", "re2llm_hetrec.yaml"])
+    def test_every_recipe_shrinks(self, name: str) -> None:
+        whole = load(name)
+        small = load(name, *shrinking(whole))
+        for key, most in AT_MOST.items():
+            if has_key(small, key):
+                assert OmegaConf.select(small, key) <= most
+        assert not shrinking(small)  # what is small stays
+        if small.recipe == "re2llm":
+            assert small.evaluation.test <= 8
+            assert small.evaluation.sasrec.max_epochs == 1
+        else:
+            assert round(small.users * small.evaluation.test) == round(small.users * small.evaluation.validation) == 3
+        for same in (
+            "llm.hub",
+            "encoder.name",
+            "data._target_",
+            "policy.loss",
+            "ranking.method",
+            "reranker.architecture",
+        ):
+            if has_key(small, same):
+                assert OmegaConf.select(small, same) == OmegaConf.select(whole, same)
+
+    def test_own_folder(self) -> None:
+        cfg = own_folder(load("quickstart.yaml"))
+        assert (cfg.run.dir, cfg.run.answers) == ("runs/quickstart-dev", "runs/quickstart-dev/answers")
+        assert cfg.logging.mlflow_uri == "file:runs/quickstart-dev/mlruns"
+        cfg = own_folder(load("quickstart.yaml", "run.dir=/a/b", "run.answers=/a/bc"))
+        assert (cfg.run.dir, cfg.run.answers) == ("/a/b-dev", "/a/bc")
 
 
 class TestInstantiate:

@@ -88,6 +88,7 @@ class SessionRanker:
         batch_tokens: Tokens of a forward pass.
         shortlist: With a hint only so many candidates are scored, the best without it; the others stay below them in
             the order without a hint. None: all.
+        numbers: What the order of each session's candidates is drawn by; None: the session's number.
     """
 
     data: SessionData
@@ -100,6 +101,7 @@ class SessionRanker:
     max_new_tokens: int = 160
     batch_tokens: int = 2048
     shortlist: int | None = None
+    numbers: Sequence[int] | None = None
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -127,7 +129,8 @@ class SessionRanker:
     def order(self, session: int) -> list[int]:
         """Positions of a session's candidates in the order they are shown: shuffled by seed."""
         real = (self.data.lists.items[session] > 0).nonzero().squeeze(1)
-        drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + session)
+        number = session if self.numbers is None else self.numbers[session]
+        drawn = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         return real[torch.randperm(len(real), generator=drawn)].tolist()
 
     def shown_place(self, sessions: Tensor) -> Tensor:

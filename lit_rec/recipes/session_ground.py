@@ -1,6 +1,7 @@
 """What the Re2LLM recipe stands on: sessions, the frozen LLM as their ranker, embeddings, and the run folder."""
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,17 +192,22 @@ class SessionGround(Models):
 
         def build(work: Path) -> dict[str, Any]:
             history = self.data.lists.history_items
-            items = history[history > 0].unique()
-            texts = [item_text(self.data.items, self.data.item_attributes, i) for i in items.tolist()]
-            with step("encoding items of the sessions", len(texts), "texts") as progress:
-                vectors = self.encoder.encode(texts, progress=progress)
-            known = torch.zeros(len(self.data.items), vectors.shape[1])
-            known[items] = vectors
-            real = (history > 0).float()
-            states = torch.stack([(known[row] * m[:, None]).sum(0) for row, m in zip(history, real, strict=True)])
-            save_file({"states": states / real.sum(1, keepdim=True).clamp(min=1)}, work / "states.safetensors")
-            return {"items": len(texts)}
+            items = len(history[history > 0].unique())
+            with step("encoding items of the sessions", items, "texts") as progress:
+                save_file({"states": self.mean_vectors(history, progress)}, work / "states.safetensors")
+            return {"items": items}
 
         self.keep_sessions()
         folder = self.run.run_stage("states", build, key={"encoder": self.encoder_key}, after=("sessions",))
         return load_file(folder / "states.safetensors")["states"]
+
+    def mean_vectors(self, history: Tensor, progress: Callable[[int], None] | None = None) -> Tensor:
+        """[n, d] mean embedding of the texts of items [n, H], 0 = padding."""
+        items = history[history > 0].unique()
+        texts = [item_text(self.data.items, self.data.item_attributes, i) for i in items.tolist()]
+        vectors = self.encoder.encode(texts, progress=progress)
+        known = torch.zeros(len(self.data.items), vectors.shape[1])
+        known[items] = vectors
+        real = (history > 0).float()
+        states = torch.stack([(known[row] * m[:, None]).sum(0) for row, m in zip(history, real, strict=True)])
+        return states / real.sum(1, keepdim=True).clamp(min=1)

@@ -1,5 +1,6 @@
 """Candidate lists in and ranked lists out, as tables with the data set's own ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,75 @@ from lit_rec.recipes.loop import Loop
 
 
 @dataclass(frozen=True)
+class Given:
+    """A table that somebody hands in, and how its lines are called in messages.
+
+    Attributes:
+        table: The lines.
+        name: Of the file, or of what stands for it.
+        option: What the table was named by: "--input".
+        lines: Whether a line of the table is a line of a text file, below a header.
+    """
+
+    table: pl.DataFrame
+    name: str
+    option: str
+    lines: bool = False
+
+    def place(self, number: int) -> str:
+        """Where line `number`, from 0, is found."""
+        return f"{self.name}:{number + 2}" if self.lines else f"{self.name}, row {number + 1}"
+
+    def need(self, columns: Sequence[str], fix: str) -> None:
+        """Refuse a table that lacks a column, or has no line.
+
+        Raises:
+            UserError: The first one that is missing.
+        """
+        for column in columns:
+            if column not in self.table.columns:
+                raise UserError(
+                    f"{self.name} has no column {column}",
+                    where=self.option,
+                    why=f"columns are {', '.join(self.table.columns)}",
+                    fix=fix,
+                )
+        if not len(self.table):
+            raise UserError(f"there is no line in {self.name}", where=self.option, fix=fix)
+
+    def known(self, column: str, ids: pl.Series, why: str, fix: str) -> pl.Series:
+        """The rows, in `ids`, of a column of ids.
+
+        Args:
+            column: Its name.
+            ids: What there is; String.
+            why: Completes "3 ids ..." where some are not there.
+            fix: What to do about it.
+
+        Raises:
+            UserError: An id is not there: the first one, with its line.
+        """
+        asked = self.table.select(pl.col(column).cast(pl.String).alias("id"))
+        numbers = pl.DataFrame({"id": ids, "row": np.arange(len(ids))})
+        found = asked.join(numbers, on="id", how="left", maintain_order="left")["row"]
+        missing = found.is_null().arg_true()
+        if len(missing):
+            first = int(missing[0])
+            raise UserError(
+                f"unknown {column} {asked['id'][first]!r}",
+                where=self.place(first),
+                why=f"{asked['id'].gather(missing).n_unique()} ids {why}",
+                fix=fix,
+            )
+        return found
+
+
+@dataclass(frozen=True)
 class Candidates:
-    """Lists to rank: user [L], items [L, C] (0 = padding), and the lists' names."""
+    """Lists to rank: user [L], items [L, C] (0 = padding), and the lists' names.
+
+    A user is a row of the data set; behind the last one come the people who are new.
+    """
 
     user: Tensor
     items: Tensor
@@ -31,67 +99,116 @@ def test_lists(loop: Loop) -> Candidates:
     return Candidates(lists.user[index], lists.items[index], [str(i) for i in index.tolist()])
 
 
-def read_lists(path: Path, data: RatingsData) -> Candidates:
-    """Read candidate lists: one line per candidate.
-
-    Args:
-        path: Parquet or CSV with user_id and item_id; candidates of one list share a list_id, or, without that
-            column, a user.
-        data: Names the ids.
+def read_table(path: Path, option: str) -> Given:
+    """Read Parquet, or CSV with a header, every column of which is text.
 
     Raises:
-        UserError: The file or a column is missing, it has no line, or an id is unknown.
+        UserError: The file is missing or is neither.
     """
     if not path.is_file():
-        raise UserError(f"input not found: {path}", where="--input", fix="name a parquet or CSV file")
+        raise UserError(f"input not found: {path}", where=option, fix="name a parquet or CSV file")
+    parquet = path.suffix == ".parquet"
     try:
-        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
-    except pl.exceptions.PolarsError as error:
+        table = pl.read_parquet(path) if parquet else pl.read_csv(path, infer_schema=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
             f"{path} cannot be read",
-            where="--input",
+            where=option,
             why=str(error).splitlines()[0],
             fix="write parquet, or CSV with a header",
         ) from error
-    for column in ("user_id", "item_id"):
-        if column not in table.columns:
-            raise UserError(
-                f"{path} has no column {column}",
-                where="--input",
-                why=f"columns are {', '.join(table.columns)}",
-                fix="name the columns user_id, item_id and, for several lists per user, list_id",
+    return Given(table, str(path), option, lines=not parquet)
+
+
+def read_lists(path: Path, data: RatingsData, new: pl.Series | None = None) -> Candidates:
+    """Read candidate lists from a file; see `lists_of`."""
+    return lists_of(read_table(path, "--input"), data, new)
+
+
+def lists_of(given: Given, data: RatingsData, new: pl.Series | None = None) -> Candidates:
+    """Candidate lists of a table: one line per candidate.
+
+    Args:
+        given: user_id and item_id; candidates of one list share a list_id, or, without that column, a user.
+        data: Names the ids.
+        new: Ids of people who are not in the data set, and whose history is known.
+
+    Raises:
+        UserError: A column is missing, there is no line, an id is unknown, a list has an item twice or several users.
+    """
+    given.need(("user_id", "item_id"), "name the columns user_id, item_id and, for several lists per user, list_id")
+    people, why = data.users["user_id"], f"do not occur in {data.name}"
+    if new is not None:
+        people, why = pl.concat([people, new]), f"{why}, nor in the history"
+    table = pl.DataFrame(
+        {
+            "list_id": given.table["list_id" if "list_id" in given.table.columns else "user_id"].cast(pl.String),
+            "user": given.known(
+                "user_id",
+                people,
+                why,
+                "give what they have rated: --history FILE, in a program rerank_many(lists, history)",
+            ),
+            "item": given.known(
+                "item_id",
+                data.items["item_id"][1:],
+                f"do not occur in {data.name}",
+                "rank items of the data the run was trained on",
             )
-    if not len(table):
-        raise UserError("there is no candidate to rank", where=f"{path}", fix="write one line per candidate")
-    if "list_id" not in table.columns:
-        table = table.with_columns(pl.col("user_id").alias("list_id"))
-    table = table.select(pl.col("list_id", "user_id", "item_id").cast(pl.String)).with_row_index("line")
-    users = data.users.select("user_id").with_row_index("user")
-    items = data.items.select("item_id").with_row_index("item").filter(pl.col("item") > 0)
-    for other, column in ((users, "user_id"), (items, "item_id")):
-        unknown = table.join(other, on=column, how="anti").sort("line")
-        if len(unknown):
-            first = unknown.row(0, named=True)
-            raise UserError(
-                f"unknown {column} {first[column]!r}",
-                where=f"{path}:{first['line'] + 2}",
-                why=f"{unknown[column].n_unique()} ids do not occur in {data.name}",
-                fix="rank users and items of the data the run was trained on",
-            )
-    table = table.join(users, on="user_id").join(items, on="item_id").sort("line")
+            + 1,
+        }
+    )
+    twice = (~table.select(pl.struct("list_id", "item").is_first_distinct()).to_series()).arg_true()
+    if len(twice):
+        again = int(twice[0])
+        raise UserError(
+            f"item {given.table['item_id'][again]!r} stands twice in list {table['list_id'][again]!r}",
+            where=given.place(again),
+            fix="name every candidate of a list once",
+        )
     grouped = table.group_by("list_id", maintain_order=True).agg(
         "item", pl.col("user").first(), pl.col("user").n_unique().alias("n")
     )
     mixed = grouped.filter(pl.col("n") > 1)
     if len(mixed):
         raise UserError(
-            f"list {mixed['list_id'][0]!r} belongs to several users", where=f"{path}", fix="give every list one user"
+            f"list {mixed['list_id'][0]!r} belongs to several users", where=given.name, fix="give every list one user"
         )
-    width = int(grouped["item"].list.len().max() or 0)  # type: ignore[arg-type]
-    matrix = np.zeros((len(grouped), width), dtype=np.int64)
-    for row, found in enumerate(grouped["item"].to_list()):
-        matrix[row, : len(found)] = found
-    return Candidates(grouped["user"].to_torch().long(), torch.from_numpy(matrix), grouped["list_id"].to_list())
+    return Candidates(
+        grouped["user"].to_torch().long(), padded(grouped["item"].to_list()), grouped["list_id"].to_list()
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], width: int = 0) -> Tensor:
+    """Lists of different lengths as one matrix, 0 behind each; as wide as the longest, or as `width`."""
+    matrix = np.zeros((len(rows), max(width, *map(len, rows), 0)), dtype=np.int64)
+    for number, row in enumerate(rows):
+        matrix[number, : len(row)] = row
+    return torch.from_numpy(matrix)
+
+
+def ranked(items: Tensor, scores: Tensor, frame: pl.DataFrame) -> tuple[list[int], dict[str, Any]]:
+    """Candidates [L, C] (0 = padding) in the order of their scores [L, C]; equal ones as they came.
+
+    Args:
+        items: Rows of the frame.
+        scores: Higher is better; those of padding mean nothing.
+        frame: item_id and title of every item.
+
+    Returns:
+        The list of every line, and its columns rank (from 1), item_id, title, score.
+    """
+    scores = scores.masked_fill(items == 0, -torch.inf)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    items, scores = items.gather(1, order), scores.gather(1, order)
+    row, column = (items > 0).nonzero(as_tuple=True)
+    chosen = items[row, column].tolist()
+    return row.tolist(), {
+        "rank": (column + 1).numpy(),
+        "item_id": frame["item_id"].gather(chosen),
+        "title": frame["title"].gather(chosen),
+        "score": scores[row, column].numpy(),
+    }
 
 
 def rank_table(
@@ -102,18 +219,13 @@ def rank_table(
     Returns:
         list_id, user_id, rank (from 1), item_id, title, score, knowledge.
     """
-    scores = scores.masked_fill(lists.items == 0, -torch.inf)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    items, ranked = lists.items.gather(1, order), scores.gather(1, order)
-    row, column = (items > 0).nonzero(as_tuple=True)
-    chosen, owner = items[row, column].tolist(), lists.user[row].tolist()
-    columns: dict[str, Any] = {
-        "list_id": [names[r] for r in row.tolist()],
-        "user_id": data.users["user_id"].gather(owner),
-        "rank": (column + 1).numpy(),
-        "item_id": data.items["item_id"].gather(chosen),
-        "title": data.items["title"].gather(chosen),
-        "score": ranked[row, column].numpy(),
-        "knowledge": [texts.get(u, "") for u in owner],
-    }
-    return pl.DataFrame(columns)
+    row, columns = ranked(lists.items, scores, data.items)
+    owner = lists.user[row].tolist()
+    return pl.DataFrame(
+        {
+            "list_id": [names[r] for r in row],
+            "user_id": data.users["user_id"].gather(owner),
+            **columns,
+            "knowledge": [texts.get(u, "") for u in owner],
+        }
+    )

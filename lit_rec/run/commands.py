@@ -2,36 +2,28 @@
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import polars as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 
 from lit_rec import __version__
-from lit_rec.data.lists import ListSet
 from lit_rec.errors import UserError
 from lit_rec.recipes import rlrf, unified
-from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop
 from lit_rec.recipes.unified import UnifiedLoop
-from lit_rec.rerankers.module import RerankerModule
-from lit_rec.rerankers.rewards import score_lists
-from lit_rec.rerankers.training import load_reranker
 from lit_rec.run import session_commands
-from lit_rec.run.candidates import rank_table, read_lists, test_lists
 from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.cost import cost_sentence
 from lit_rec.run.export import check_finished, check_target, export_models
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.hint_report import hint_table
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
-from lit_rec.run.progress import console
+from lit_rec.run.plan import PlannedRun
+from lit_rec.run.predict import final_reranker, predict
+from lit_rec.run.progress import console, tell_results
 from lit_rec.run.results import render_table, result_rows, write_results
 from lit_rec.run.rlrf_report import hint_story, report, round_summaries, round_table, run_cost
 from lit_rec.run.validate_data import validate_data
@@ -40,7 +32,7 @@ from lit_rec.run.validate_data import validate_data
 def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Run RLRF4Rec and leave the results, the report and the final models at the top of the run folder."""
     started = time.perf_counter()
-    with RunFolder(cfg.run.dir, fresh=args.fresh) as run:
+    with PlannedRun(cfg, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
         frames, loops = (unified if cfg.recipe == "unified" else rlrf).fit(cfg, run)
         rows = result_rows(
@@ -72,6 +64,7 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
             f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
             highlight=False,
         )
+        tell_results(rows, headline.counts, command="fit", results=str(run.path / "results.json"))
 
 
 def convention_of(cfg: DictConfig) -> str:
@@ -103,19 +96,6 @@ def keep_final(loop: Loop, run: RunFolder) -> None:
         loop.keep_hints(run.path)
 
 
-def final_reranker(cfg: DictConfig, run: RunFolder) -> tuple[Loop, str, RerankerModule]:
-    """The kept reranker with its knowledge, its split and its row."""
-    ground = Ground(cfg, run)
-    about = json.loads((run.path / "reranker" / "row.json").read_text())
-    loop = Loop(ground, ground.keep_split(about["fold"]), about["fold"])
-    file = run.path / "reranker" / "knowledge.safetensors"
-    knowledge = load_file(file) if file.is_file() else {}
-    fitted = load_reranker(
-        run.path / "reranker", user_vectors=knowledge.get("user"), item_vectors=knowledge.get("item")
-    )
-    return loop, about["row"], fitted.module
-
-
 def show(cfg: DictConfig, split: str) -> None:
     """Measure the kept reranker on a split and print the table."""
     with finished_run(cfg) as run:
@@ -132,55 +112,7 @@ def show(cfg: DictConfig, split: str) -> None:
         headline = choose_headline(frame, convention=convention_of(cfg), split=split)
         console.print(f"final reranker: {row}, fold {loop.fold}, {split} users", highlight=False)
         console.print(render_table(rows, frame, headline=headline))
-
-
-def predict(cfg: DictConfig, source: str | None, target: Path) -> None:
-    """Rank candidate lists with the kept reranker.
-
-    Args:
-        cfg: The run's configuration.
-        source: Parquet or CSV with user_id, item_id and optionally list_id; None: the test users' own lists.
-        target: Parquet: list_id, user_id, rank (from 1), item_id, title, score, knowledge (the LLM's text on the user).
-
-    Raises:
-        UserError: The input is missing a column or names an unknown user or item, or `target` has no folder.
-    """
-    if sessions(cfg):
-        raise UserError(
-            "predict ranks candidate lists with the reranker of recipe rlrf",
-            where="config key recipe",
-            fix="use `validate` or `test` for the hint agent of recipe re2llm",
-        )
-    if not target.parent.is_dir() or target.is_dir():
-        raise UserError(
-            f"cannot write {target}",
-            where="--output",
-            why="there is no such folder, or it is one",
-            fix="name a file in one",
-        )
-    with finished_run(cfg) as run:
-        loop, row, module = final_reranker(cfg, run)
-        data, lists = loop.ground.data, loop.ground.lists
-        wanted = test_lists(loop) if source is None else read_lists(Path(source), data)
-        lists = ListSet(
-            wanted.user, wanted.items, torch.zeros(wanted.items.shape), lists.history_items, lists.history_ratings
-        )
-        scores = score_lists(module, lists, torch.arange(len(lists.user)))
-        texts = knowledge_texts(loop, row) if run.done(loop.name(f"{row}/answers")) else {}
-        ranked = rank_table(lists, scores, wanted.names, data, texts)
-        work = target.with_name(f".{target.name}.tmp")
-        try:
-            ranked.write_parquet(work)
-            os.replace(work, target)
-        finally:
-            work.unlink(missing_ok=True)
-        console.print(f"{len(lists.user):,} lists ranked by {row} -> {target}", highlight=False)
-
-
-def knowledge_texts(loop: Loop, state: str) -> dict[int, str]:
-    """What the LLM wrote about each user in a state."""
-    answers = loop.kept_answers(state).filter(pl.col("sample") == 0)
-    return dict(answers.select("user", "text").rows())
+        tell_results(rows, headline.counts, command="show", run=str(run.path), row=row)
 
 
 def export(cfg: DictConfig, args: argparse.Namespace) -> None:
@@ -225,7 +157,7 @@ COMMANDS: dict[str, Callable[[DictConfig, argparse.Namespace], None]] = {
     "fit": lambda cfg, args: (session_commands.fit if sessions(cfg) else fit_rlrf)(cfg, args),
     "validate": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "validation"),
     "test": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "test"),
-    "predict": lambda cfg, args: predict(cfg, args.input, Path(args.output)),
+    "predict": lambda cfg, args: predict(cfg, args.input, Path(args.output), getattr(args, "history", None)),
     "export": export,
     "validate-data": lambda cfg, _: validate_data(cfg),
 }

@@ -72,19 +72,20 @@ class RunFolder:
     Args:
         path: The folder; made when missing.
         fresh: Remove what an earlier run left there (answers stay: they are paid for).
+        wait: Seconds to wait for another run that uses it.
 
     Raises:
         UserError: The folder cannot be written, another run uses it, or it is no run folder.
     """
 
-    def __init__(self, path: str | Path, *, fresh: bool = False) -> None:
+    def __init__(self, path: str | Path, *, fresh: bool = False, wait: float = 0) -> None:
         self.path = Path(path)
         self.log: list[dict[str, Any]] = []
         self._keys: dict[str, str] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(str(self.path / ".lock"))
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=wait)
         except Timeout:
             raise UserError(
                 f"another run is using {self.path}",

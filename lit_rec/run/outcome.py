@@ -39,8 +39,8 @@ def describe_environment(seconds: float) -> dict[str, Any]:
     }
 
 
-def finished_run(cfg: DictConfig) -> RunFolder:
-    """Open a run folder that `fit` has finished.
+def finished_run(cfg: DictConfig, *, wait: float = 0) -> RunFolder:
+    """Open a run folder that `fit` has finished; wait so many seconds for another run that uses it.
 
     Raises:
         UserError: There is no finished run.
@@ -51,7 +51,7 @@ def finished_run(cfg: DictConfig) -> RunFolder:
             where="config key run.dir",
             fix="run `python -m lit_rec fit` with the same configuration first",
         )
-    return RunFolder(cfg.run.dir)
+    return RunFolder(cfg.run.dir, wait=wait)
 
 
 def replace_folder(source: Path, target: Path) -> None:

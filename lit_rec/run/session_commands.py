@@ -22,7 +22,8 @@ from lit_rec.run.export_agent import export_agent
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.hint_report import hint_table
 from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
-from lit_rec.run.progress import console
+from lit_rec.run.plan import PlannedRun
+from lit_rec.run.progress import console, tell_results
 from lit_rec.run.report import write_report
 from lit_rec.run.results import render_table, result_rows, write_results
 from lit_rec.run.session_report import SessionStory
@@ -34,7 +35,7 @@ EXAMPLES = 6  # test sessions shown per group
 def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Run the recipe and leave the results, the report, the hints and the agent at the top of the run folder."""
     started = time.perf_counter()
-    with RunFolder(cfg.run.dir, fresh=args.fresh) as run:
+    with PlannedRun(cfg, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
         frames, rows = re2llm.fit(cfg, run)
         lines = lines_of(frames, rows)
@@ -71,6 +72,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
             f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
             highlight=False,
         )
+        tell_results(lines, headline.counts, command="fit", results=str(run.path / "results.json"))
 
 
 def lines_of(frames: pl.DataFrame, rows: SessionRows) -> list[dict[str, Any]]:
@@ -184,7 +186,9 @@ def show(cfg: DictConfig, split: str) -> None:
             re2llm.more_agents(rows.loop)
         frames = rows.evaluate().filter(pl.col("split") == split)
         headline = choose_headline(frames, split=split, story=SESSIONS)
-        console.print(render_table(lines_of(frames, rows), frames, headline=headline, story=SESSIONS))
+        lines = lines_of(frames, rows)
+        console.print(render_table(lines, frames, headline=headline, story=SESSIONS))
+        tell_results(lines, headline.counts, command="show", run=str(run.path))
 
 
 def check_export(cfg: DictConfig, args: argparse.Namespace) -> None:

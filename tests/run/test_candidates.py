@@ -43,6 +43,22 @@ def test_lists_by_user_or_by_name(data: RatingsData, tmp_path: Path) -> None:
     assert found.items.tolist() == [[1, 2], [3, 0]]
 
 
+def test_people_whose_history_is_known_come_behind_the_users(data: RatingsData, tmp_path: Path) -> None:
+    new = pl.Series(["zoe", "bob"])
+    path = csv(tmp_path, "user_id,item_id", "bob,30", "ann,30", "zoe,10")
+    assert read_lists(path, data, new).user.tolist() == [3, 1, 2]
+    with pytest.raises(UserError, match="nor in the history"):
+        read_lists(path, data, new[:1])
+
+
+def test_a_row_of_a_parquet_file_is_named(data: RatingsData, tmp_path: Path) -> None:
+    path = tmp_path / "lists.parquet"
+    pl.DataFrame({"user_id": ["7", "bob"], "item_id": ["10", "20"]}).write_parquet(path)
+    with pytest.raises(UserError) as caught:
+        read_lists(path, data)
+    assert caught.value.where == f"{path}, row 2"
+
+
 def test_parquet_with_numbers_for_ids(data: RatingsData, tmp_path: Path) -> None:
     path = tmp_path / "lists.parquet"
     pl.DataFrame({"user_id": [7, 7], "item_id": [30, 10]}).write_parquet(path)
@@ -58,7 +74,8 @@ def test_parquet_with_numbers_for_ids(data: RatingsData, tmp_path: Path) -> None
         (["user_id,item_id", "7,10", "7,99"], "unknown item_id '99'", ":3"),
         (["user_id,item_id", "7,"], "unknown item_id", ":2"),
         (["list_id,user_id,item_id", "a,7,10", "a,ann,20"], "several users", "lists.csv"),
-        (["user_id,item_id"], "no candidate", "lists.csv"),
+        (["user_id,item_id"], "no line in", "--input"),
+        (["user_id,item_id", "7,10", "ann,10", "7,20", "7,10"], "item '10' stands twice in list '7'", ":5"),
         (["user_id,item_id", "7,10,11"], "cannot be read", "--input"),
         ([""], "cannot be read", "--input"),
     ],
