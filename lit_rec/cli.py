@@ -22,11 +22,16 @@ COMMANDS = {
     "fit": "run the recipe: data, knowledge, rounds, final reranker, report; resumes where it was stopped",
     "validate": "measure the finished run's final reranker on the validation users",
     "test": "show the finished run's results on the test users",
-    "predict": "rank candidate lists with the finished run's final reranker",
+    "predict": "rank candidate lists, or sessions, with the finished run",
     "export": "write the finished run's models as folders that PEFT, transformers, Ollama or ONNX Runtime load",
     "validate-data": "tell what was understood of the data, and what is wrong with it; no model is needed",
     "show-config": "print the whole configuration after composition",
 }
+INPUT = (
+    "parquet or CSV with user_id and item_id columns; recipe re2llm: JSON lines with session and candidates, or a "
+    "table with session_id, item_id, role"
+)
+HISTORY = "what users who are not in the data set have rated: user_id, item_id, rating, timestamp; parquet or CSV"
 SEVERAL = {
     "sweep": "fit every combination of several values per key (key=a,b), each in a process of its own, then report",
     "report": "one table and one HTML page over several finished runs",
@@ -66,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
                 "--fast-dev-run", action="store_true", help="the whole recipe on a handful, anew, in the folder RUN-dev"
             )
         if name == "predict":
-            sub.add_argument("--input", metavar="FILE", help="parquet or CSV with user_id and item_id columns")
-            sub.add_argument("--history", metavar="FILE", help="what users or sessions unknown to the run did before")
+            sub.add_argument("--input", metavar="FILE", help=INPUT)
+            sub.add_argument("--history", metavar="FILE", help=HISTORY)
             sub.add_argument("--output", required=True, metavar="FILE", help="where the ranked lists go (parquet)")
         if name == "export":
             sub.add_argument("--output", required=True, metavar="FOLDER", help="where the models go")

@@ -64,13 +64,16 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def experiment_file(path: str | Path) -> Path:
-    """An experiment's file, where it is.
+    """An experiment's file; a shipped one is found from anywhere, by `quickstart` or `configs/quickstart.yaml`.
 
     Raises:
         UserError: It is not there.
     """
     file = Path(path).resolve()
     if not file.is_file():
+        shipped = configs_dir() / f"{file.name.removesuffix('.yaml')}.yaml"
+        if str(Path(path).parent) in (".", "configs") and shipped.is_file():
+            return shipped
         near = difflib.get_close_matches(file.name, [p.name for p in configs_dir().glob("*.yaml")], n=1)
         hint = f"did you mean configs/{near[0]}?" if near else f"shipped configs are in {configs_dir()}"
         raise UserError(f"config file not found: {path}", where="--config", fix=hint)

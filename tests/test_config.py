@@ -63,6 +63,22 @@ def test_shipped_experiments_compose(name: str) -> None:
     assert not OmegaConf.missing_keys(cfg)
 
 
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.yaml", "configs/quickstart.yaml"])
+def test_a_shipped_experiment_is_found_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name).name == "quickstart"
+    (tmp_path / "quickstart").mkdir()  # a folder is no experiment
+    assert load_config(name).name == "quickstart"
+    (tmp_path / "configs").mkdir()
+    for own in ("quickstart.yaml", "configs/quickstart.yaml"):
+        (tmp_path / own).write_text(MINIMAL.replace("name: mine", "name: own"))
+    assert load_config(name).name == ("quickstart" if name == "quickstart" else "own")
+    with pytest.raises(UserError, match="not found"):
+        load_config("elsewhere/quickstart.yaml")
+
+
 def test_every_choice_of_every_group_composes() -> None:
     groups = [choices(g) for g in ("llm", "encoder", "reranker")]
     assert all(len(g) >= 3 for g in groups)
