@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-# Keys in which runs of one setting may differ: names and places, the seed, how fast, and which part of the folds.
-FREE = ("name", "seed", "run", "trainer.threads", "evaluation.only_folds")
+# Keys in which runs of one setting may differ: names and places, the seed, how fast, who is told, and which part of the
+# folds.
+FREE = ("name", "seed", "run", "logging", "trainer.threads", "evaluation.only_folds")
 NAMES = (".name", ".architecture")  # keys that name a choice which brings other values with it
 ABSENT = "not set"
 _SHOWN = 32  # characters of a value in a label

@@ -25,7 +25,7 @@ from lit_rec.run.folder import write_atomic
 
 MOST = 1000  # combinations
 NAME = 100  # longest folder name, in characters
-KEYS_OF_PLACES = ("run.dir", "run.cache", "run.answers", "trainer.threads")  # say where and how fast, not what
+KEYS_OF_PLACES = ("run.dir", "run.cache", "run.answers", "logging", "trainer.threads")  # where and how fast, not what
 FILES = ("results.json", "config.yaml", "environment.json", "report.html")  # the last one is written last
 
 
