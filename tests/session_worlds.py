@@ -65,6 +65,19 @@ trainer:
   precision: 32-true
   threads: 1
 """
+# One round and the rows that a prediction can be compared with.
+OFF = [
+    "popularity",
+    "item_knn",
+    "sasrec",
+    "empty_prompt",
+    "random_hint",
+    "best_fixed_hint",
+    "full_information",
+    "oracle",
+]
+LEAN = ["agent.rounds=1", "agent.seeds=1", "ranking.templates=[favorites_v1]", "evaluation.matrix=false"]
+LEAN += [f"evaluation.rows.{row}=false" for row in OFF]
 
 
 def lines(count: int, seed: int) -> list[str]:

@@ -18,21 +18,9 @@ from lit_rec.cli import main
 from lit_rec.data.atomic import AtomicFiles
 from lit_rec.errors import UserError
 from lit_rec.run.folder import RunFolder
-from tests.session_worlds import make_session_world
+from tests.session_worlds import LEAN, make_session_world
 from tests.worlds import BARE, World, make_world
 
-OFF = [
-    "popularity",
-    "item_knn",
-    "sasrec",
-    "empty_prompt",
-    "random_hint",
-    "best_fixed_hint",
-    "full_information",
-    "oracle",
-]
-LEAN = ["agent.rounds=1", "agent.seeds=1", "ranking.templates=[favorites_v1]", "evaluation.matrix=false"]
-LEAN += [f"evaluation.rows.{row}=false" for row in OFF]
 TEXTS = [*BARE, "policy.rounds=0", "evaluation.controls.zero_shot=true"]  # of the LLM as it is
 
 

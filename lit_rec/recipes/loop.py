@@ -265,36 +265,32 @@ class Loop:
             table = answers.with_row_index("row").filter(pl.col("split") != "test")
             users = table["user"].to_torch().long()
             encoded = self._answer_vectors(vectors, answers, self.cfg.knowledge.encode)
-            reward = self.cfg.reward
             with step(f"{state}: scoring", len(table), "answers") as progress:
-                values = model.answer_rewards(
-                    self.ground.lists,
-                    encoded[table["row"].to_torch().long()],
-                    users,
-                    reward=reward.metric,
-                    k=reward.k,
-                    convention=reward.convention,
-                )
+                values = self._rewarded(model, users, encoded[table["row"].to_torch().long()])
                 progress(len(table))
             table = table.with_columns(pl.Series("reward", values.numpy())).drop("row", "finish")
             table = table.filter(pl.col("reward").is_not_nan())
             table.write_parquet(work / "rewards.parquet")
             return {"answers": len(table), "mean": table["reward"].mean()}
 
-        key = {"reward": {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}}
-        folder = self.stage(f"{state}/rewards", build, key, f"{state}/vectors", f"{judge}/reward_model")
+        folder = self.stage(
+            f"{state}/rewards", build, {"reward": self.reward_key}, f"{state}/vectors", f"{judge}/reward_model"
+        )
         return self.table(f"{state}/rewards", folder, "rewards.parquet")
 
     def judge(self, users: Tensor, texts: Sequence[str]) -> Tensor:
         """Rewards [n] of texts about users [n], by the reward model of the untrained LLM's knowledge."""
+        return self._rewarded(self.reward_model("zero_shot"), users, self.encoded(users, texts))
+
+    @property
+    def reward_key(self) -> dict[str, Any]:
+        """How an answer is scored by a reward model that is there."""
+        return {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
+
+    def _rewarded(self, model: CrossFit, users: Tensor, vectors: Tensor) -> Tensor:
         reward = self.cfg.reward
-        return self.reward_model("zero_shot").answer_rewards(
-            self.ground.lists,
-            self.encoded(users, texts),
-            users,
-            reward=reward.metric,
-            k=reward.k,
-            convention=reward.convention,
+        return model.answer_rewards(
+            self.ground.lists, vectors, users, reward=reward.metric, k=reward.k, convention=reward.convention
         )
 
     def judge_lists(self, user: Tensor, text: str) -> tuple[Tensor, Tensor]:

@@ -73,8 +73,7 @@ class UserHints(HintLoop):
     @cached_property
     def reward_key(self) -> dict[str, Any]:
         """What a reward depends on, besides its hint and the stages before."""
-        reward = {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
-        return {"reward": reward, "prompt": plain(self.cfg.prompt)}
+        return {"reward": self.loop.reward_key, "prompt": plain(self.cfg.prompt)}
 
     def before(self, number: int) -> str:
         """The state of the LLM that round `number` begins with."""

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from omegaconf import DictConfig
 
 from lit_rec.errors import UserError
-from lit_rec.run.folder import write_atomic
+from lit_rec.run.folder import digest, write_atomic
 
 MLFLOW_RUNS = "mlflow_runs.json"  # in the run folder: which MLflow run goes on when this one is resumed
 
@@ -112,19 +112,12 @@ def _wandb(cfg: DictConfig, folder: Path, name: str) -> Logger:
     return WandbLogger(
         project=cfg.logging.project,
         name=cfg.name,
-        id=_stable(folder, cfg.name),
+        id=digest([str(folder.resolve()), cfg.name]),  # which a resumed run finds again
         resume="allow",
         save_dir=str(folder),
         offline=cfg.logging.offline,
         prefix=name,
     )
-
-
-def _stable(folder: Path, name: str) -> str:
-    """An id that a resumed run finds again."""
-    import hashlib
-
-    return hashlib.sha256(f"{folder.resolve()}/{name}".encode()).hexdigest()[:16]
 
 
 def _mlflow(cfg: DictConfig, folder: Path, name: str) -> Logger:

@@ -26,22 +26,10 @@ from lit_rec.run.folder import RunFolder
 from lit_rec.run.newcomers import Newcomers, newcomers_of, pick_hints, prompts_about
 from lit_rec.run.predict import UserPredictor, predict
 from lit_rec.run.predict_sessions import SessionPredictor, read_sessions
-from tests.session_worlds import TEST, make_session_world
+from tests.session_worlds import LEAN, TEST, make_session_world
 from tests.worlds import BARE, World, make_unified_world, make_world
 
 PLAIN = "u5"  # of whom nothing but the ratings is known, as of somebody new
-OFF = [
-    "popularity",
-    "item_knn",
-    "sasrec",
-    "empty_prompt",
-    "random_hint",
-    "best_fixed_hint",
-    "full_information",
-    "oracle",
-]
-LEAN = ["agent.rounds=1", "agent.seeds=1", "ranking.templates=[favorites_v1]", "evaluation.matrix=false"]
-LEAN += [f"evaluation.rows.{row}=false" for row in OFF]
 RUNS: dict[str, list[str]] = {
     "kar": ["knowledge.encode=kar", "evaluation.inputs=[]", "lists.protocol=kar", "+reranker=mir"],
     "history": ["policy.rounds=0", "evaluation.controls.history_only=true"],
