@@ -20,7 +20,7 @@ from lit_rec.rerankers.module import RerankerModule
 from lit_rec.run import cards
 from lit_rec.run.export_llm import write_adapter, write_merged
 from lit_rec.run.export_reranker import TOLERANCE, export_onnx, need_onnx, write_reranker
-from lit_rec.run.folder import RunFolder, differences, write_atomic
+from lit_rec.run.folder import RunFolder, differences, other_configuration, write_atomic
 from lit_rec.run.progress import console
 
 MARK = "export.json"  # what tells an export from a folder of somebody's own
@@ -76,12 +76,7 @@ def check_finished(cfg: DictConfig, run: RunFolder, needed: str) -> None:
     old, new = ({k: v for k, v in tree.items() if k not in FREE} for tree in (plain(OmegaConf.load(kept)), plain(cfg)))
     found = differences(old, new)
     if found:
-        raise UserError(
-            f"{run.path} holds a run with another configuration",
-            where=str(kept),
-            why=f"changed: {'; '.join(found[:5])}"[:600],
-            fix="restore the value, or choose another run.dir",
-        )
+        raise other_configuration(run.path, str(kept), found, "restore the value, or choose another run.dir")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,16 @@ def canonical(value: Any) -> Any:
 def digest(value: Any) -> str:
     """Short hash of a plain value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def other_configuration(run: Path, where: str, found: Sequence[str], fix: str) -> UserError:
+    """What to say where a run was made otherwise than it is used now; `found` are `differences`."""
+    return UserError(
+        f"{run} holds a run with another configuration",
+        where=where,
+        why=f"changed: {'; '.join(found[:5])}"[:600],
+        fix=fix,
+    )
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -199,13 +209,8 @@ class RunFolder:
         if old == own:
             return
         # A changed value shows in the stage that uses it first; later stages would only repeat it.
-        shown = "; ".join(differences(old, own)[:5])
-        raise UserError(
-            f"{self.path} holds a run with another configuration",
-            where=f"stage {name}",
-            why=f"changed: {shown}"[:600],
-            fix="restore the value, choose another run.dir, or start anew with --fresh (LLM answers are kept)",
-        )
+        fix = "restore the value, choose another run.dir, or start anew with --fresh (LLM answers are kept)"
+        raise other_configuration(self.path, f"stage {name}", differences(old, own), fix)
 
 
 def never(work: Path) -> None:

@@ -19,7 +19,7 @@ from lit_rec.recipes.ground import encode_knowledge
 from lit_rec.recipes.loop import Loop
 from lit_rec.recipes.user_hints import UserHints
 from lit_rec.run.candidates import Given, padded
-from lit_rec.run.folder import differences
+from lit_rec.run.folder import differences, other_configuration
 
 Progress = Callable[[int, int], None]
 BORROWED = ("shuffled", "history_shuffled")  # rows whose users read somebody else's text
@@ -139,12 +139,8 @@ def check_asked(loop: Loop) -> None:
 
     found = differences(parts(plain(OmegaConf.load(kept))), parts(plain(loop.cfg)))
     if found:
-        raise UserError(
-            f"{loop.run.path} holds a run with another configuration",
-            where=str(kept),
-            why=f"changed: {'; '.join(found[:5])}"[:600],
-            fix="restore the value: knowledge of new users has to be made as that of all others was",
-        )
+        fix = "restore the value: knowledge of new users has to be made as that of all others was"
+        raise other_configuration(loop.run.path, str(kept), found, fix)
 
 
 def describe(
