@@ -23,7 +23,7 @@ from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.unified import UnifiedLoop
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.run.folder import RunFolder
-from tests.worlds import BARE, USERS, World, make_unified_world, make_world
+from tests.worlds import BARE, USERS, World, assert_told, make_unified_world, make_world
 
 CONTROLS = ["no_knowledge", "item_only", "history_only"]
 STATES = ["zero_shot", "hinted_1", "round_1", "hinted_2", "round_2"]
@@ -296,3 +296,8 @@ def test_predict_and_test_read_the_run(world: World, capsys: pytest.CaptureFixtu
     assert set(ranked["knowledge"]) <= set(texts["text"])
     assert main(["test", "--config", world.config]) == 0
     assert "final reranker: round_2" in capsys.readouterr().out
+
+
+def test_an_agent_is_not_taken_for_one_of_another_kind(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["fit", "--config", world.config, "agent.pick=full_information"])
+    assert_told(capsys, code, "another configuration", "agent.pick: ppo -> full_information")

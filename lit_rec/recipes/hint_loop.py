@@ -251,7 +251,7 @@ class HintLoop(ABC):
     def keep_agent(self, stage: str, number: int, build: Build) -> Path:
         """An agent as it was in the best epoch of its round, and its learning curves."""
         _ = self.states
-        settings = {k: v for k, v in plain(self.cfg.agent).items() if k not in ("seeds", "pick")}
+        settings = {k: v for k, v in plain(self.cfg.agent).items() if k != "seeds"}
         source = "rewards" if self.cfg.agent.rewards == "matrix" else "hints"
         key = {"agent": settings, "seed": self.cfg.seed}
         return self.stage(stage, build, key, self.state_stage, self.name(f"round_{number}/{source}"))
