@@ -9,6 +9,7 @@ import polars as pl
 import torch
 
 from callbacks.rounds import RoundCallback, RoundHooks
+from lit_rec import distributed
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.sequences import answer_logps, collate, encode_chat
 from lit_rec.run.progress import step
@@ -29,6 +30,8 @@ class RoundEvaluation(RoundHooks):
     def end_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: RoundCallback, number: int) -> None:
         """Keep the adapter, regenerate the knowledge, score it, log it."""
         loop, state, before = rounds.loop, rounds.state_of(number), rounds.pairs_from(number)
+        if distributed.size() > 1:  # alike to the last bit: its answers are found by the adapter's digest
+            policy.llm.load_adapter(distributed.agreed(policy.llm.adapter_state()))
         policy.llm.mark_adapter()
         fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 

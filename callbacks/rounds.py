@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
+from lit_rec import distributed
+
 
 class RoundHooks(Callback):
     """A callback with two more hooks. Write a subclass, name it under `callbacks:` in the YAML, and it takes part.
@@ -87,13 +89,20 @@ class RoundCallback(Checkpoint):
         ended = (trainer.current_epoch + 1) % self.epochs == 0
         self.finished = (trainer.current_epoch + 1) // self.epochs
         self.spent(trainer.current_epoch // self.epochs + 1, self._epoch_began)
-        temporary = self.checkpoint.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        os.replace(temporary, self.checkpoint)
+        self._save(trainer)
         if ended:
             self._call("end_round", trainer, pl_module, self.finished)
             if self.finished < self.rounds:
                 self._call("begin_round", trainer, pl_module, self.finished + 1)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Have a whole checkpoint or the one before; all processes save, what process 0 has written counts."""
+        temporary = self.checkpoint.with_suffix(f".tmp{distributed.place().rank or ''}")
+        trainer.save_checkpoint(temporary)
+        if distributed.main():
+            os.replace(temporary, self.checkpoint)
+        else:
+            temporary.unlink(missing_ok=True)
 
     def _call(self, hook: str, trainer: L.Trainer, policy: L.LightningModule, number: int) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

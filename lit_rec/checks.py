@@ -1,12 +1,14 @@
 """Values of a configuration that are well typed and still make no sense: refused before anything is paid for."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lit_rec.errors import UserError
 from lit_rec.extensions import is_path
+from lit_rec.secrets import secrets
 
 OWN = ("reranker.architecture", "reward.metric")  # a user's own is named by its path
 # Keys of all recipes; a recipe without a key is not asked for it.
@@ -35,6 +37,7 @@ CHOICES = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
 }
 AT_LEAST = {
+    "trainer.devices": 1,
     "lists.history": 1,
     "lists.real": 1,
     "lists.size": 2,
@@ -106,6 +109,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: With the key, what it may be, and what it is.
     """
+    _check_texts(cfg)
     for key, choices in CHOICES.items():
         if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) not in choices:
             if key in OWN and is_path(value):
@@ -126,13 +130,43 @@ def check(cfg: DictConfig) -> None:
             raise _bad(key, value, "above 0 and at most 1")
     if unknown := sorted({*cfg.logging.to} - {*LOGGERS}):
         raise _bad("logging.to", unknown[0], "; ".join(LOGGERS))
-    if cfg.trainer.devices != 1:
-        raise _bad("trainer.devices", cfg.trainer.devices, "1: this version runs on one device")
     if has_key(cfg, "agent.exploration") and not 0 <= cfg.agent.exploration < 1:
         raise _bad("agent.exploration", cfg.agent.exploration, "a share from 0 up to but not including 1")
     (_check_re2llm if cfg.recipe == "re2llm" else _check_rlrf)(cfg)
     if cfg.recipe == "unified":
         _check_unified(cfg)
+
+
+def _check_texts(cfg: DictConfig) -> None:
+    """Refuse what must not stand in a configuration, which is kept, shown and sent to loggers."""
+    known = secrets()
+    for key, name, value in _leaves(cfg):
+        if name != "_target_" and re.fullmatch(r"_[a-z]+_", name):
+            raise UserError(
+                f"{name} is not used here",
+                where=f"config key {key}",
+                why="a node with a _target_ holds the keyword arguments of its class, and nothing of Hydra's own",
+                fix="remove it",
+            )
+        if not isinstance(value, str):
+            continue
+        variable = next((variable for variable, secret in known.items() if secret in value), None)
+        if variable or re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+            what = f"the secret in the environment variable {variable}" if variable else "a password"
+            raise UserError(
+                f"{what} stands in the configuration",
+                where=f"config key {key}",
+                why="configurations are kept in run folders and reports",
+                fix="leave it out: keys and passwords are read from environment variables alone",
+            )
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Yield (key, last part of it, value) of every value, and of every part."""
+    pairs: Any = enumerate(node) if OmegaConf.is_list(node) else node.items() if OmegaConf.is_dict(node) else ()
+    for name, value in pairs:
+        yield f"{prefix}{name}", str(name), value
+        yield from _leaves(value, f"{prefix}{name}.")
 
 
 def has_key(cfg: DictConfig, key: str) -> bool:

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line: a subcommand, `--config FILE` or `--run RUN`, and Hydra overrides."""
+"""The command line: a subcommand, `--config FILE` or `--run RUN` (of a finished run both), and Hydra overrides."""
 
 import argparse
 import errno
@@ -14,9 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_rec.config import load_config, load_run
+from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
+from lit_rec.run.differing import check_same
 
 COMMANDS = {
     "fit": "run the recipe: data, knowledge, rounds, final reranker, report; resumes where it was stopped",
@@ -36,7 +37,9 @@ SEVERAL = {
     "sweep": "fit every combination of several values per key (key=a,b), each in a process of its own, then report",
     "report": "one table and one HTML page over several finished runs",
 }
-AT_WORK = ("fit", "validate", "test", "predict", "export")  # commands that a cluster runs: --quiet, --json
+OF_FINISHED = ("validate", "test", "predict", "export")  # commands that serve a finished run
+AT_WORK = ("fit", *OF_FINISHED)  # commands that a cluster runs: --quiet, --json
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # how torchrun and Slurm number the copies of a command that they start
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CODES = "Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted."
 EXAMPLES = """\
@@ -46,6 +49,7 @@ Examples:
   python -m lit_rec fit --config configs/rlrf_ml1m.yaml llm=smollm2_135m encoder=minilm data.root=/data/ml-1m
   reranker=prm
   python -m lit_rec test --run runs/quickstart
+  python -m lit_rec predict --run runs/quickstart --input lists.csv --output ranked.parquet
   python -m lit_rec sweep --config configs/quickstart.yaml policy.beta=0.01,0.1 seed=1,2,3
   python -m lit_rec report runs/quickstart runs/other --output both.html
 """
@@ -64,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     raw["epilog"] = f"{_overrides_help()}{CODES}"
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, **raw)
-        _add_config(sub, "key=value", run=name != "validate-data")
+        _add_config(sub, "key=value", run=name != "validate-data", both=name in OF_FINISHED)
         if name == "fit":
             sub.add_argument("--fresh", action="store_true", help="start anew in this run folder; LLM answers are kept")
             sub.add_argument(
@@ -95,14 +99,16 @@ def _overrides_help() -> str:
     return f"Overrides follow Hydra: key=value, group=choice, +key=value, ~key. Groups and their choices:\n{listed}\n"
 
 
-def _add_config(sub: argparse.ArgumentParser, metavar: str, *, run: bool = False) -> None:
-    """Add what names a configuration: an experiment, or a run folder."""
-    source: Any = sub.add_mutually_exclusive_group(required=True) if run else sub
+def _add_config(sub: argparse.ArgumentParser, metavar: str, *, run: bool = False, both: bool = False) -> None:
+    """Add what names a configuration: an experiment, or a run folder, or both."""
+    source: Any = sub.add_mutually_exclusive_group(required=True) if run and not both else sub
     more: dict[str, Any] = {} if run else {"required": True}
     named = source.add_argument("--config", metavar="FILE", help="experiment, e.g. configs/quickstart.yaml", **more)
     named.completer = _yaml_files
     if run:
-        source.add_argument("--run", metavar="RUN", help="run folder: with the configuration it was made with")
+        told = "run folder: with the configuration it was made with"
+        also = "; a --config beside it has to describe the same run" if both else ""
+        source.add_argument("--run", metavar="RUN", help=f"{told}{also}")
     given: Any = sub.add_argument("overrides", nargs="*", metavar=metavar, help="Hydra overrides")
     given.completer = _choices
 
@@ -145,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when done, 2 for a mistake the user can mend (told in one message), 130 when interrupted; with --json 1 for a
         defect, which is raised otherwise.
     """
+    argv = sys.argv[1:] if argv is None else argv
     top = parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
@@ -154,9 +161,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     bad = [u for u in unknown if u.startswith("-") or "=" not in u or args.command == "report"]
     if bad:
         top.error(f"unknown argument {bad[0]}")
+    if args.command in OF_FINISHED and args.config is None and args.run is None:
+        top.error("one of the arguments --config --run is required")
+    if args.command != "fit" and (other := _other_rank()):
+        print(f"`{args.command}` is left to process 0: {other}, and one process writes the output", file=sys.stderr)
+        return 0
     as_json = getattr(args, "json", False)
     try:
-        return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown])
+        return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown], argv)
     except UserError as error:
         return _tell(error, as_json)
     except KeyboardInterrupt:
@@ -164,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"event": "interrupted", "message": told, "code": 130}) if as_json else told, file=sys.stderr)
         return 130
     except Exception as error:
+        if lost := _lost(error):
+            print(lost, file=sys.stderr)
+            return 1
         if _disk_trouble(error):
             return _tell(_disk(error), as_json)
         if not as_json:
@@ -173,6 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _other_rank() -> str:
+    """What says that this process is not the first of those that a launcher has started; "" where it is, or alone."""
+    name = next((name for name in RANKS if name in os.environ), None)
+    return "" if name is None or os.environ[name] in ("", "0") else f"{name}={os.environ[name]}"
+
+
 def _tell(error: UserError, as_json: bool) -> int:
     """Say what the user can mend; return the exit code."""
     parts = {name: getattr(error, name) for name in ("what", "where", "why", "fix")}
@@ -180,7 +201,7 @@ def _tell(error: UserError, as_json: bool) -> int:
     return 2
 
 
-def _one(args: argparse.Namespace, overrides: list[str]) -> int:
+def _one(args: argparse.Namespace, overrides: list[str], argv: Sequence[str]) -> int:
     """Run a command that deals with one configuration; return its exit code."""
     cfg, overrides, said = _configuration(args, overrides)
     if args.command == "show-config":
@@ -190,6 +211,16 @@ def _one(args: argparse.Namespace, overrides: list[str]) -> int:
             print(OmegaConf.to_yaml(cfg), end="")
         return 0
     _prepare()
+    if args.command == "fit":
+        from lit_rec import distributed
+
+        place = distributed.discover()
+        if place is None and cfg.trainer.devices > 1:
+            from lit_rec.run.launch import launch
+
+            return launch(argv, Path(cfg.run.dir), cfg.trainer.devices)
+        distributed.check(place, cfg.trainer.devices)
+        distributed.start(place)
     from lit_rec.run import commands
     from lit_rec.run.progress import ALL, JSON, QUIET, console, shown_as
 
@@ -208,7 +239,12 @@ def _configuration(args: argparse.Namespace, overrides: list[str]) -> tuple[Dict
     run = getattr(args, "run", None)
 
     def load(given: Sequence[str]) -> DictConfig:
-        return load_config(args.config, given) if run is None else load_run(run, given)
+        if run is None:
+            return load_config(args.config, given)
+        made = load_run(run, given)
+        if args.config is not None:
+            check_same(plain(made), plain(load_config(args.config, given)), run, args.config)
+        return made
 
     cfg = load(overrides)
     if not getattr(args, "fast_dev_run", False):
@@ -238,6 +274,16 @@ def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
     if args.open and not webbrowser.open(Path(args.output).resolve().as_uri()):
         print(f"no browser could be started; open {args.output}", file=sys.stderr)
     return 0
+
+
+def _lost(error: Exception) -> str:
+    """What to say where this process is one of several and another one has gone; "" where that is not the trouble."""
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not any(text in str(error) for text in gone):
+        return ""
+    return (
+        f"process {os.environ.get('RANK')} stops: another process of the run has ended ({str(error).splitlines()[0]})"
+    )
 
 
 def _disk_trouble(error: Exception) -> bool:

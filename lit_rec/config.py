@@ -21,7 +21,8 @@ from lit_rec.schema import Re2LLMConfig, RLRFConfig, UnifiedConfig
 
 SCHEMAS = {"rlrf_schema": RLRFConfig, "re2llm_schema": Re2LLMConfig, "unified_schema": UnifiedConfig}
 RUN = "lit_rec_run"  # name of the configuration that a run folder's own file is composed below
-ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.", "torch.", "torchmetrics.", "transformers.", "peft.")
+# What a configuration may have built. Below torch and Lightning as a whole are classes that start processes.
+ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.pytorch.callbacks.", "torchmetrics.")
 
 
 def configs_dir() -> Path:
@@ -146,8 +147,11 @@ def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -
         with composing(folder, overrides) as wanted:
             cfg = compose(name, overrides=wanted)
         OmegaConf.resolve(cfg)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError, AttributeError, AssertionError) as error:
-        # the last two: what OmegaConf says to a value for a part of a part that is null
+    except (
+        *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+        *(AttributeError, AssertionError),  # what OmegaConf says to a value for a part of a part that is null
+        *(ValueError, TypeError, RecursionError),  # and both to a file that is YAML and nothing else
+    ) as error:
         raise _explain(error, path) from error
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:

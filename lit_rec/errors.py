@@ -1,5 +1,7 @@
 """The one exception a user is meant to see."""
 
+from lit_rec.secrets import hide
+
 
 class UserError(Exception):
     """Something the user can mend: shown as a message, never as a traceback.
@@ -9,10 +11,12 @@ class UserError(Exception):
         where: File and line, config key or command-line argument.
         why: The cause, where it is not obvious.
         fix: What to do about it.
+
+    Values of secret environment variables are shown nowhere: what a server or a library says may echo them.
     """
 
     def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
-        self.what, self.where, self.why, self.fix = what, where, why, fix
+        self.what, self.where, self.why, self.fix = map(hide, (what, where, why, fix))
         super().__init__(str(self))
 
     def __str__(self) -> str:

@@ -208,7 +208,7 @@ class TrainerConfig:
     """The Lightning Trainer."""
 
     accelerator: str = "auto"
-    devices: int = 1
+    devices: int = 1  # processes on this machine, each with a GPU where there are any; torchrun and srun start their own
     precision: str = "auto"  # auto: bf16-mixed where the processor computes in it, else 32-true
     threads: int | None = None  # CPU threads; null: as many as the process may use
 

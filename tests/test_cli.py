@@ -98,10 +98,11 @@ def test_no_finished_run(command: str, line: list[str], tmp_path: Path, capsys: 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export", "show-config"])
 def test_one_of_config_and_run(command: str, tmp_path: Path, capsys: Any) -> None:
     output = ["--output", str(tmp_path / "out")] if command in ("predict", "export") else []
-    for given, words in (
-        ([], "one of the arguments --config --run is required"),
-        (["--config", "configs/quickstart.yaml", "--run", "r"], "argument --run: not allowed with argument --config"),
-    ):
+    refused = {"one of the arguments --config --run is required": []}
+    if command in ("fit", "show-config"):  # where --run might be taken for the place of a new run
+        both = ["--config", "configs/quickstart.yaml", "--run", "r"]
+        refused["argument --run: not allowed with argument --config"] = both
+    for words, given in refused.items():
         with pytest.raises(SystemExit) as stop:
             main([command, *given, *output])
         assert stop.value.code == 2
@@ -169,6 +170,31 @@ class TestRun:
         finally:
             moved.rename(run)
 
+    def test_named_by_both_its_folder_and_its_experiment(
+        self, run: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        """The run's own configuration counts; an experiment beside it has to describe the same run, wherever it lies."""
+        both = ["--config", world.config, "--run", str(run), "--output", str(tmp_path / "ranked.parquet")]
+        made_with = [*BARE, "policy.beta=0.3"]
+        monkeypatch.setenv("RANK", "1")  # as torchrun numbers its processes
+        assert main(["predict", *both]) == 0
+        assert "left to process 0: RANK=1" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+        monkeypatch.setenv("RANK", "0")
+        assert main(["predict", *both, *made_with]) == 0
+        assert pl.read_parquet(tmp_path / "ranked.parquet").height > 0
+        capsys.readouterr()
+        told = assert_told(
+            capsys,
+            main(["predict", *both, *made_with[:-1], "seed=9"]),
+            f"{run} holds a run with another configuration",
+            "policy.beta: 0.3 -> 0.1",
+            f"--config {world.config}",
+            "leave --config out",
+        )
+        assert "run.dir" not in told
+        assert "seed" not in told  # an override changes both
+
     def test_in_quiet(self, run: Path, capsys: Any) -> None:
         assert main(["fit", "--run", str(run), "--quiet"]) == 0
         out = capsys.readouterr().out
@@ -222,9 +248,9 @@ class TestRun:
             assert main(["fit", "--run", str(run), "--fast-dev-run", *overrides]) == 0  # a second one starts anew
             out = capsys.readouterr().out
             assert "fast dev run in" in out
-            assert "users=12" in out
+            assert "users=8" in out
             cfg = OmegaConf.load(own / "config.yaml")
-            assert (cfg.users, cfg.policy.rounds, cfg.pairs.samples, cfg.policy.beta) == (12, 1, 3, beta)
+            assert (cfg.users, cfg.policy.rounds, cfg.pairs.samples, cfg.policy.beta) == (8, 1, 3, beta)
             assert (own / "report.html").is_file()
         assert before == {p: p.read_bytes() for p in run.glob("*.json")} | {run: (run / "config.yaml").read_bytes()}
 

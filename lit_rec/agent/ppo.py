@@ -112,7 +112,7 @@ class HintAgent(L.LightningModule):
         self.policy.center_states.fit(states[train_sessions])
         self.register_buffer("states", states, persistent=False)
         self.register_buffer("deviation", states[train_sessions].var(0, correction=0).mean().sqrt(), persistent=False)
-        self.validation = DistinctMeans()
+        self.validation = DistinctMeans(distributed_available_fn=self._together)
         self.best_value, self.best_epoch = float("-inf"), -1
         self.best_weights: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
@@ -245,6 +245,10 @@ class HintAgent(L.LightningModule):
         if self.trainer.state.fn == TrainerFn.FITTING and float(reward) > self.best_value:
             self.best_value, self.best_epoch = float(reward), self.current_epoch
             self.best_weights = {name: w.detach().clone() for name, w in self.state_dict().items()}
+
+    def _together(self) -> bool:
+        """Whether other processes are at work on this very fit; they may be at work on fits of their own."""
+        return self.trainer.world_size > 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam with eps 1e-5; weight decay, where there is any, is decoupled."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import yaml
 
 from lit_rec.errors import UserError
-from lit_rec.llm.prompts import TEMPLATES, Messages
+from lit_rec.llm.prompts import TEMPLATES, Messages, plural
 from lit_rec.llm.ranker import Port
 from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
@@ -67,7 +67,7 @@ class Reflector:
                 fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
             )
         self.llm, self.words, self.settings, self.hints = llm, known[template], settings, hints
-        self.common = {"noun": noun, "nouns": f"{noun}s", "verb": verb, "hints": hints}
+        self.common = {"noun": noun, "nouns": plural(noun), "verb": verb, "hints": hints}
         self.example = self.words.get("example", "").format(**self.common)
         self.common["example"] = self.example
 

@@ -61,7 +61,7 @@ def fit_agent(
     max_epochs: int,
     patience: int | None = None,
     accelerator: str = "cpu",
-    devices: int = 1,
+    devices: int | list[int] = 1,
     callbacks: Sequence[Callback] = (),
     logger: Any = False,
     resume: Path | None = None,
@@ -75,7 +75,7 @@ def fit_agent(
         patience: stop after this many epochs without a better validation reward; None runs to the end. Over several
             rounds leave it None: a growing base often costs a little before it pays.
         accelerator: Lightning's, as is devices.
-        devices: number of devices.
+        devices: number of devices, or which GPU.
         callbacks: more Lightning callbacks.
         logger: Lightning logger, or False.
         resume: a checkpoint of the same fit to go on from.

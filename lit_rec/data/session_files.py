@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lit_rec.data.canonical import need_file, stat_of
+from lit_rec.data.canonical import need_file, stat_of, whole_text
 from lit_rec.data.session_sets import (
     ItemSource,
     ItemTable,
@@ -56,14 +56,14 @@ class TitleFile:
         try:
             # Pairs, so that an id that stands there twice does not silently become one.
             pairs = json.loads(path.read_bytes(), object_pairs_hook=tuple)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise UserError(
                 "this is not JSON", where=f"{path}{line}", why=str(error), fix='write {"id": "title", ...}'
             ) from error
         if not isinstance(pairs, tuple) or not pairs:
             raise UserError("this is no JSON object with titles", where=str(path), fix='write {"id": "title", ...}')
-        titles = [" ".join(title.split()) if isinstance(title, str) else "" for _, title in pairs]
+        titles = [" ".join(whole_text(title).split()) if isinstance(title, str) else "" for _, title in pairs]
         if "" in titles:
             raise UserError(
                 f"item {pairs[titles.index('')][0]!r} has no title",
@@ -72,7 +72,7 @@ class TitleFile:
                 fix="give every item a title",
             )
         return ItemTable(
-            pl.DataFrame({"item_id": [i for i, _ in pairs], "title": titles}), (), self.item_noun, self.verb
+            pl.DataFrame({"item_id": [whole_text(i) for i, _ in pairs], "title": titles}), (), self.item_noun, self.verb
         )
 
 

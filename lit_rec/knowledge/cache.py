@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_rec import distributed
 from lit_rec.knowledge.encoder import TextEncoder
 
 LEAST = 64  # texts; fewer are encoded sooner than they are found
@@ -47,12 +48,20 @@ class SharedVectors:
             return self.encoder.encode(texts, cut=cut, progress=progress)
         content = json.dumps([self.key, cut, list(texts)], sort_keys=True)
         file = self.folder / f"{hashlib.sha256(content.encode('utf-8', 'surrogatepass')).hexdigest()}.safetensors"
-        try:
-            found = load_file(file)["vectors"]
-        except (OSError, SafetensorError, KeyError):  # not there, or damaged: made anew, and put in its place
+        found = distributed.agreed(_read(file))
+        if found is None:
             found = self.encoder.encode(texts, cut=cut, progress=progress)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            save_file({"vectors": found.contiguous()}, work)
-            os.replace(work, file)
+            if distributed.main():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+                save_file({"vectors": found.contiguous()}, work)
+                os.replace(work, file)
         return found
+
+
+def _read(file: Path) -> Tensor | None:
+    """What is kept there; None where nothing is, or it is damaged: it is made anew, and put in its place."""
+    try:
+        return load_file(file)["vectors"]
+    except (OSError, SafetensorError, KeyError):
+        return None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import hub_error, pick_dtype
 
@@ -72,7 +73,7 @@ class TextEncoder:
         left = [0] * len(unique)
         for owner, _ in chunks:
             left[owner] += 1
-        for start in range(0, len(chunks), self.batch_size):
+        for start in distributed.share(range(0, len(chunks), self.batch_size)):
             batch = chunks[start : start + self.batch_size]
             vectors, lengths = self._pool([ids for _, ids in batch])
             owners = torch.tensor([owner for owner, _ in batch])
@@ -82,6 +83,9 @@ class TextEncoder:
                 left[owner] -= 1
                 if progress is not None and left[owner] == 0:
                     progress(1)
+        total, weight = (
+            torch.stack(parts).sum(0) for parts in zip(*distributed.gathered((total, weight)), strict=True)
+        )
         return (total / weight.clamp(min=1.0))[[index[text] for text in texts]]
 
     def _chunks(self, texts: Sequence[str], cut: bool) -> list[tuple[int, list[int]]]:

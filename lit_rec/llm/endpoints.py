@@ -1,7 +1,6 @@
 """The addresses a language model is served at: which one is asked next, and what their errors mean to a user."""
 
 import asyncio
-import os
 import random
 import re
 import time
@@ -22,6 +21,7 @@ from openai import (
 
 from lit_rec.errors import UserError
 from lit_rec.run.progress import console
+from lit_rec.secrets import HIDDEN, hide, read_secret
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts, doubled each time
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks to wait longer is told about instead
@@ -67,7 +67,7 @@ def read_key(variable: str | None) -> str:
     Raises:
         UserError: It cannot be sent in a header.
     """
-    key = os.environ.get(variable, "").strip() if variable else ""
+    key = read_secret(variable) if variable else ""
     if not key.isascii() or not key.isprintable():
         raise UserError(
             "the key holds characters that cannot be sent",
@@ -218,7 +218,12 @@ def cause_of(error: BaseException) -> str:
     """The innermost cause of a failed connection, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return hide(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+
+
+def hide_key(text: str, key: str) -> str:
+    """A server's words without the key that was sent to it."""
+    return text.replace(key, HIDDEN) if key not in ("", NO_KEY) else text
 
 
 def server_words(error: APIError | Malformed, key: str) -> str:
@@ -226,8 +231,7 @@ def server_words(error: APIError | Malformed, key: str) -> str:
     said = str(error.message if isinstance(error, APIError) else error)
     if isinstance(error, APIStatusError) and isinstance(error.body, dict):
         said = str(error.body.get("message") or error.body.get("detail") or said)
-    said = " ".join(said.split())
-    return (said.replace(key, "***") if key != NO_KEY else said)[:300]
+    return hide_key(" ".join(said.split()), key)[:300]
 
 
 def explain(

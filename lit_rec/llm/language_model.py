@@ -15,6 +15,7 @@ from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from lit_rec import distributed
 from lit_rec.llm.loading import fingerprint, load_llm, local_source
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.sampler import Sampler, SamplingSettings
@@ -180,46 +181,64 @@ class LanguageModel:
         """
         settings = settings or self.settings
         shape = {**asdict(settings), "seed": self.seed}
-        name = f"{self.fingerprint}/{self.adapter}"
-        keys = [[answer_key(name, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)]
-        missing = [i for i, ks in enumerate(keys) if any(k not in self.store for k in ks)]
+
+        def keys_of(adapter: str) -> list[list[str]]:
+            name = f"{self.fingerprint}/{adapter}"
+            return [[answer_key(name, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)]
+
+        keys = keys_of(self.adapter)
+        missing = distributed.agreed({k for ks in keys for k in ks if k not in self.store})
         if progress is not None:
-            progress(sum(counts) - sum(k not in self.store for i in missing for k in keys[i]), 0)
+            progress(sum(counts) - sum(k in missing for ks in keys for k in ks), 0)
         if missing:
             training = self.model.training
             self.model.eval()
             with self.for_sampling():
-                self._draw(prompts, keys, settings, progress)
+                drawn = self._draw(prompts, keys, keys_of(BASE), missing, settings, progress)
             self.model.train(training)
+            for answers in distributed.gathered(drawn):
+                self.store.learn(answers)
         return [[self.store[k] for k in ks] for ks in keys]
 
     def _draw(
         self,
         prompts: Sequence[Messages],
         keys: list[list[str]],
+        chances: list[list[str]],
+        missing: set[str],
         settings: SamplingSettings,
         progress: Callable[[int, int], None] | None,
-    ) -> None:
-        """Draw what the store lacks, batch by batch, longest prompts first (the largest batch fails first)."""
+    ) -> dict[str, Answer]:
+        """Draw what is missing, batch by batch, longest prompts first (the largest batch fails first).
+
+        Chance goes by `chances`, the keys without the adapter: whatever the training, the same answer is drawn with the
+        same luck, so that states differ by what was learnt, and adapters equal but for rounding write the same.
+        Of several processes each draws its share of the batches; returns what this one has drawn.
+        """
         tokens = [self.tokenize(p) for p in prompts]
         sampler = Sampler(self.model, settings, self.stop_ids())
         sampler.share(tokens)
-        order = sorted(range(len(prompts)), key=lambda i: (-len(tokens[i]), keys[i][0]))
-        for batch in _batches(order, [len(ks) for ks in keys], self.cfg.batch_size):
-            lacking = {i: [k for k in keys[i] if k not in self.store] for i in batch}
-            todo = [i for i in batch if lacking[i]]
-            if not todo:
-                continue
-            seed = int(hashlib.sha256("".join(k for i in todo for k in lacking[i]).encode()).hexdigest()[:12], 16)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(tokens[i]), chances[i][0]))
+        batches = _batches(order, [len(ks) for ks in keys], self.cfg.batch_size)
+        lacking, left = {}, set(missing)
+        for i in order:  # a prompt that is asked twice is answered where it comes first
+            lacking[i] = [j for j, key in enumerate(keys[i]) if key in left]
+            left.difference_update(keys[i])
+        found: dict[str, Answer] = {}
+        for todo in distributed.share([todo for batch in batches if (todo := [i for i in batch if lacking[i]])]):
+            luck = "".join(chances[i][j] for i in todo for j in lacking[i])
+            seed = int(hashlib.sha256(luck.encode()).hexdigest()[:12], 16)
             drawn = sampler.sample([tokens[i] for i in todo], [len(lacking[i]) for i in todo], seed)
             new = [
-                (key, self._answer(ids, sampler.stop))
+                (keys[i][j], self._answer(ids, sampler.stop))
                 for i, answers in zip(todo, drawn, strict=True)
-                for key, ids in zip(lacking[i], answers, strict=True)
+                for j, ids in zip(lacking[i], answers, strict=True)
             ]
             self.store.add(new)
+            found.update(new)
             if progress is not None:
                 progress(len(new), sum(answer.tokens for _, answer in new))
+        return found
 
     def _answer(self, ids: list[int], stop: Tensor) -> Answer:
         ended = bool(ids) and ids[-1] in stop.tolist()

@@ -5,8 +5,6 @@ import hashlib
 import io
 import json
 import logging
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,14 @@ from transformers.utils import logging as hf_logging
 
 from lit_rec.data.assets import cache_dir, fetch_wheel
 from lit_rec.errors import UserError
+from lit_rec.run.folder import publish
 from lit_rec.run.progress import console
 from lit_rec.schema import EncoderConfig, LLMConfig
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
+# Of models: tensors that are tensors alone, and no code. Nobody is asked whether a repository's own code may run.
+SAFE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of a failed request is told by `hub_error`
 
 
@@ -92,8 +93,7 @@ def _converted(gguf: Path, cache: Path | None) -> Path:
             )
             model.save_pretrained(work)
             AutoTokenizer.from_pretrained(gguf.parent, **args).save_pretrained(work)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(work, target)
+            publish(Path(work), target)
             Path(work).mkdir()  # the context manager removes it
     return target
 
@@ -121,6 +121,13 @@ def hub_error(error: Exception, source: str, key: str) -> UserError:
             where=where,
             fix="check the name; for a private model set HF_TOKEN",
         )
+    if "trust_remote_code" in text:
+        return UserError(
+            f"{source} needs code of its own",
+            where=where,
+            why="its repository brings program code, and code from elsewhere is not run",
+            fix="choose a model that transformers knows by itself",
+        )
     if "Can't load the configuration" in text or "couldn't connect" in text or "Connection" in text:
         return UserError(
             f"cannot fetch {source}",
@@ -141,7 +148,7 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
     dtype = pick_dtype(cfg.dtype, device)
     extra: dict[str, Any] = {"revision": cfg.revision} if cfg.revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
         if cfg.quantization == "nf4":
             from transformers import BitsAndBytesConfig
 
@@ -153,7 +160,7 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
             )
             extra["device_map"] = {"": device}
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **extra
+            source, dtype=dtype, attn_implementation="sdpa", **SAFE, **extra
         )
     except UserError:
         raise

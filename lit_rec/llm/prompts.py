@@ -32,6 +32,8 @@ def user_words(template: str) -> str:
 class Prompts:
     """Prompts of one data set with one template.
 
+    For a noun that templates.yaml does not know, the words are the names of the items' attributes.
+
     Args:
         data: Users, items and their attributes.
         histories: (items [U, H], ratings [U, H]): what the prompt may use, chronological, 0 = padding.
@@ -61,8 +63,16 @@ class Prompts:
     def _messages(self, system: str, user: str, **slots: object) -> Messages:
         file = _file()
         noun = self.data.item_noun
-        factors = self.factors or file["factors"].get(noun, file["factors"]["item"])
-        common = {"noun": noun, "nouns": f"{noun}s", "factors": " ".join(factors.split())}
+        known = [name.replace("_", " ") for name in self.data.item_attributes]
+        usual = file["factors"]["item"].replace(" and ", ", ").split(", ")
+        factors = self.factors or file["factors"].get(noun) or listed([*dict.fromkeys([*known, *usual])])
+        aspects = file["aspects"].get(noun) or listed(known) or file["aspects"]["item"]
+        common = {
+            "noun": noun,
+            "nouns": plural(noun),
+            "factors": " ".join(factors.split()),
+            "aspects": aspects,
+        }
         words = file["templates"][self.template]
         return [
             {"role": role, "content": " ".join(words[key].split()).format(**common, **slots)}
@@ -107,6 +117,26 @@ class Prompts:
     def item_text(self, item: int) -> str:
         """Title, year and attributes of an item: also what `knowledge.item_text: attributes` encodes."""
         return item_text(self.data.items, self.data.item_attributes, item)
+
+
+def plural(noun: str) -> str:
+    """Several of them.
+
+    >>> [plural(noun) for noun in ("movie", "board game", "dish", "story", "toy")]
+    ['movies', 'board games', 'dishes', 'stories', 'toys']
+    """
+    if noun.endswith(("s", "x", "z", "ch", "sh")):
+        return f"{noun}es"
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    >>> listed(["kind", "taste", "origin"]), listed(["kind"]), listed([])
+    ('kind, taste and origin', 'kind', '')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def item_text(items: pl.DataFrame, attributes: Sequence[str], item: int) -> str:

@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 
 from lit_rec.errors import UserError
-from lit_rec.llm.prompts import TEMPLATES, Messages
+from lit_rec.llm.prompts import TEMPLATES, Messages, plural
 from lit_rec.llm.scoring import Question
 
 CLOSE = 0.92  # titles this alike (difflib's ratio) are taken for the same: a typing slip, not another film
@@ -94,7 +94,7 @@ class RankingPrompts:
         words = _ranking_templates()[self.template]
         slots = {
             "noun": self.noun,
-            "nouns": f"{self.noun}s",
+            "nouns": plural(self.noun),
             "verb": self.verb,
             "top": self.top,
             "session": "; ".join(self.titles[i] for i in session[-self.history :]),
@@ -197,9 +197,9 @@ def _entries(answer: str, names: dict[str, list[int]]) -> list[str]:
 
 def _array(answer: str) -> list[str]:
     """The texts of a JSON array in an answer."""
-    found = re.search(r"\[.*\]", answer, re.DOTALL)
+    start, end = answer.find("["), answer.rfind("]")  # searched for as `\[.*\]`, a long answer would take minutes
     try:
-        values = json.loads(found[0]) if found else []
+        values = json.loads(answer[start : end + 1]) if 0 <= start < end else []
     except (ValueError, RecursionError):
         return []
     return [value for value in values if isinstance(value, str)]

@@ -8,7 +8,7 @@ title alone, so the scores are those of scoring each (prompt + title) on its own
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import TEMPLATES, Messages
@@ -130,18 +131,20 @@ class TitleScorer:
         """
         name, store = f"{self.llm.fingerprint}/{self.llm.adapter}", self.llm.store
         keys = [[question_key(name, q) for q in group] for group in groups]
-        lacking = len({key for row in keys for key in row if key not in store})
+        lacking = distributed.agreed({key for row in keys for key in row if key not in store})
         if progress is not None:
-            progress(sum(map(len, keys)) - lacking, 0)
+            progress(sum(map(len, keys)) - len(lacking), 0)
         if lacking:
             training = self.llm.model.training
             self.llm.model.eval()
             try:
                 with self.llm.for_sampling(), torch.inference_mode():
-                    for batch in _batches(groups, self.batch_tokens):
-                        self._work(groups, keys, batch, progress)
+                    todo = _first(_batches(groups, self.batch_tokens), keys, lacking)
+                    found = [self._work(groups, keys, batch, progress) for batch in distributed.share(todo)]
             finally:
                 self.llm.model.train(training)
+            for answers in distributed.gathered({key: answer for batch in found for key, answer in batch.items()}):
+                store.learn(answers)
         return [[_read(store[key]) for key in row] for row in keys]
 
     def _work(
@@ -150,11 +153,11 @@ class TitleScorer:
         keys: list[list[str]],
         batch: list[tuple[int, int]],
         progress: Callable[[int, int], None] | None,
-    ) -> None:
-        """Score what the store lacks of a batch, and put it there as one line."""
+    ) -> dict[str, Answer]:
+        """Score a batch, and put it into the store as one line."""
         rows: dict[str, _Row] = {}
         for g in sorted({g for g, _ in batch}):
-            todo = [i for h, i in batch if h == g and keys[g][i] not in self.llm.store]
+            todo = [i for h, i in batch if h == g]
             prompts = [self._prompt(groups[g][i]) for i in todo]
             shared = common_prefix(prompts) if prompts else 0
             for i, prompt in zip(todo, prompts, strict=True):
@@ -162,13 +165,12 @@ class TitleScorer:
                 rows[keys[g][i]] = _Row(
                     keys[g][i], tuple(prompt[:shared]), prompt[shared:], self._tree(q.titles, q.lead, q.end)
                 )
-        if not rows:
-            return
         before = self.computed
         found = self._forward(list(rows.values()))
         self.llm.store.add(found.items())
         if progress is not None:
             progress(len(found), self.computed - before)
+        return found
 
     def _prompt(self, q: Question) -> list[int]:
         """Token ids up to where a title begins."""
@@ -274,6 +276,23 @@ def _written(tree: TitleTree, steps: list[float]) -> str:
 def _read(answer: Answer) -> tuple[list[float], list[int]]:
     logps, tokens = json.loads(answer.text)
     return logps, tokens
+
+
+def _first(
+    batches: Iterable[list[tuple[int, int]]], keys: list[list[str]], lacking: set[str]
+) -> list[list[tuple[int, int]]]:
+    """What is lacking of the batches, each question where it comes first; batches with nothing left drop out."""
+    left = set(lacking)
+    found = []
+    for batch in batches:
+        todo = []
+        for g, i in batch:
+            if keys[g][i] in left:
+                left.remove(keys[g][i])
+                todo.append((g, i))
+        if todo:
+            found.append(todo)
+    return found
 
 
 def _batches(groups: Sequence[Sequence[Question]], tokens: int) -> Iterator[list[tuple[int, int]]]:

@@ -12,6 +12,8 @@ from typing import Any
 from openai import APIConnectionError, OpenAIError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
+from lit_rec import distributed
+from lit_rec.data.canonical import whole_text
 from lit_rec.errors import UserError
 from lit_rec.llm.background import in_thread
 from lit_rec.llm.endpoints import (
@@ -21,6 +23,7 @@ from lit_rec.llm.endpoints import (
     NoneLeft,
     cause_of,
     explain,
+    hide_key,
     pause,
     read_key,
     retry_after,
@@ -159,13 +162,14 @@ class ServerModel:
             if progress is not None:
                 progress(sum(wanted[key] for key, _ in batch), sum(answer.tokens for _, answer in batch))
 
-        if todo:
+        if todo and distributed.main():  # the servers are what takes time: one process asks for all
             try:
                 in_thread(lambda put: self._ask_all(todo, settings, put), keep, self.batch_size)
             except UserError as error:
                 kept = sum(key in self.store for key in wanted)
                 fix = f"{error.fix}; {kept} of {len(wanted)} answers are kept: starting again goes on from there"
                 raise UserError(error.what, where=error.where, why=error.why, fix=fix.removeprefix("; ")) from None
+        self.store.learn(distributed.agreed({key: self.store[key] for key in todo} if distributed.main() else {}))
         return [[self.store[key] for key in ks] for ks in keys]
 
     # --- in the event loop --------------------------------------------------------------------------------------------
@@ -299,7 +303,7 @@ class ServerModel:
         self.usage.unmetered += not all(isinstance(n, int) for n in told)
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += tokens
-        text = text.strip()
+        text = hide_key(whole_text(text), read_key(self.api_key_env)).strip()  # it is kept, shown and sent again
         self.usage.empty += not text
         return Answer(text=text, tokens=tokens, finish=finish)
 

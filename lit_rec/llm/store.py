@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock
 
 from lit_rec.errors import UserError
+from lit_rec.run.folder import FULL, sync
 
 BLOCK = 1 << 16  # bytes read at a time while looking for the last newline
 
@@ -44,6 +46,30 @@ def answer_key(model: str, prompt: Sequence[Mapping[str, str]], settings: Mappin
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def checksum(key: str, answer: Answer) -> int:
+    """What tells an answer from one that a damaged disk has changed."""
+    content = f"{key}\0{answer.tokens}\0{answer.finish}\0{answer.text}"
+    return zlib.crc32(content.encode("utf-8", "surrogatepass"))
+
+
+def _answers(line: bytes) -> dict[str, Answer]:
+    """The batch of a line.
+
+    Raises:
+        ValueError: It holds none, or not the one that was written.
+    """
+    found = {}
+    for key, fields in json.loads(line).items():
+        told = fields.pop("crc32", None)  # absent from what the first versions wrote
+        answer = Answer(**fields)
+        if not (isinstance(answer.text, str) and isinstance(answer.finish, str) and type(answer.tokens) is int):
+            raise ValueError("an answer is a text, a number of tokens and how it ended")
+        if told is not None and told != checksum(key, answer):
+            raise ValueError(f"the checksum of answer {key[:12]} is wrong")
+        found[key] = answer
+    return found
+
+
 def _whole_lines(file: BinaryIO) -> int:
     """Length of the file up to its last newline: another run may have been killed while it wrote."""
     end = start = file.seek(0, os.SEEK_END)
@@ -69,21 +95,24 @@ class AnswerStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / "answers.jsonl"
+        self._lock = FileLock(str(self.path) + ".lock")
+        self._answers: dict[str, Answer] = {}
+        self.generated = 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.open("ab").close()
-        except OSError as error:
+            sync(self.path.parent)
+            with self._lock:
+                self._read()
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            if getattr(error, "errno", None) in FULL:
+                raise
             raise UserError(
                 f"cannot write to {folder}",
                 where="config key run.answers",
                 why=str(error),
                 fix="choose a folder you may write to",
             ) from error
-        self._lock = FileLock(str(self.path) + ".lock")
-        self._answers: dict[str, Answer] = {}
-        self.generated = 0
-        with self._lock:
-            self._read()
 
     def _read(self) -> None:
         """Load every whole line; cut a last line that a kill left unfinished."""
@@ -92,11 +121,10 @@ class AnswerStore:
         if whole < len(raw):
             with self.path.open("r+b") as file:
                 file.truncate(whole)
-        for number, line in enumerate(raw[:whole].splitlines(), 1):
+        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
             try:
-                batch = json.loads(line)
-                self._answers.update((key, Answer(**fields)) for key, fields in batch.items())
-            except (ValueError, TypeError, AttributeError) as error:
+                self._answers.update(_answers(line))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
                     "the answer store is damaged",
                     where=f"{self.path}:{number}",
@@ -113,12 +141,16 @@ class AnswerStore:
     def __getitem__(self, key: str) -> Answer:
         return self._answers[key]
 
+    def learn(self, answers: Mapping[str, Answer]) -> None:
+        """Know answers that another process of the run has put on disk."""
+        self._answers.update(answers)
+
     def add(self, batch: Iterable[tuple[str, Answer]]) -> None:
         """Append one batch and have it on disk before returning."""
         answers = dict(batch)
         if not answers:
             return
-        fields = {key: asdict(answer) for key, answer in answers.items()}
+        fields = {key: {**asdict(answer), "crc32": checksum(key, answer)} for key, answer in answers.items()}
         line = json.dumps(fields, ensure_ascii=True).encode() + b"\n"
         with self._lock, self.path.open("r+b", buffering=0) as file:
             size = _whole_lines(file)

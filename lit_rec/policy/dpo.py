@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model_state_dict
 from torch import Tensor
 
+from lit_rec import distributed
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.policy.losses import preference_loss
 from lit_rec.policy.sequences import answer_logps
@@ -36,6 +37,8 @@ class DPOPolicy(L.LightningModule):
         if cfg.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
+        # What is frozen is alike everywhere: DDP need not send a language model around to see to it.
+        self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if not p.requires_grad]
         self.updates_per_round = 1  # set by the data of each round
         self.round_started_at = 0  # global step at which the present round began
         self.epoch_means: dict[str, float] = {}
@@ -56,7 +59,8 @@ class DPOPolicy(L.LightningModule):
             beta=self.cfg.beta,
             label_smoothing=self.cfg.label_smoothing,
         )
-        self._count(losses.detach(), chosen, rejected, logps.detach())
+        if batch["weight"] > 0:
+            self._count(losses.detach(), chosen, rejected, logps.detach())
         return losses.sum() * batch["weight"]
 
     def _count(self, losses: Tensor, chosen: Tensor, rejected: Tensor, logps: Tensor) -> None:
@@ -87,8 +91,8 @@ class DPOPolicy(L.LightningModule):
         self.log_dict({f"policy/{name}": value for name, value in self.epoch_means.items()})
 
     def means(self) -> dict[str, float]:
-        """Means over the pairs of the epoch so far."""
-        sums = {name: float(value) for name, value in self._sums.items()}
+        """Means over the pairs of the epoch so far, those of all processes."""
+        sums = distributed.total({name: float(value) for name, value in self._sums.items()})
         pairs = max(sums.pop("pairs", 0.0), 1.0)
         return {name: value / pairs for name, value in sums.items()}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from lit_rec import distributed
 from lit_rec.policy.sequences import Example, collate, encode_chat
 
 
@@ -146,7 +147,7 @@ class PreferenceDataModule(L.LightningDataModule):
     Args:
         tokenizer: Of the policy; it has a chat template.
         batch_size: Pairs per batch.
-        accumulate: Batches per optimiser update.
+        accumulate: Batches per optimiser update; with several processes they share its pairs.
         max_length: Tokens of prompt and answer.
         seed: Of the batch order.
     """
@@ -177,22 +178,34 @@ class PreferenceDataModule(L.LightningDataModule):
         """Optimiser updates in one epoch of the present round."""
         return math.ceil(math.ceil(len(self.examples) / self.batch_size) / self.accumulate)
 
+    @property
+    def batches_per_update(self) -> int:
+        """Batches of one process in a whole update: the processes share its pairs."""
+        return math.ceil(self.accumulate / distributed.size())
+
     def train_dataloader(self) -> DataLoader:
         """Batches of the present round in the order of the present epoch."""
         sampler = PairBatches([e.length for e in self.examples], self.batch_size, self.seed)
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         batches = list(sampler)
-        items = [(batch, self._weight(batches, number)) for number, batch in enumerate(batches)]
+        starts = range(0, len(batches), self.accumulate)
+        updates = [[i for batch in batches[n : n + self.accumulate] for i in batch] for n in starts]
+        items = [batch for update in updates for batch in self._mine(update)]
         return DataLoader(items, batch_size=None, shuffle=False, collate_fn=self._collate)  # type: ignore[arg-type]
 
-    def _weight(self, batches: list[list[int]], number: int) -> float:
-        """What a batch's summed loss is multiplied by, so that an update is the mean over its pairs.
+    def _mine(self, update: list[int]) -> list[tuple[list[int], float]]:
+        """This process's share of an update's pairs in batches, as many as every other process has, with their weights.
 
-        Lightning divides every batch by `accumulate`, the short last update of an epoch too, and knows nothing of
-        smaller batches.
+        A batch's summed loss is multiplied by its weight, so that an update is the mean over its pairs whatever the
+        number of processes: Lightning divides every batch by `batches_per_update`, the short last update of an epoch
+        too, and DDP takes the mean over the processes. Who has no pair left goes along with one that weighs nothing.
         """
-        first = number - number % self.accumulate
-        return self.accumulate / sum(map(len, batches[first : first + self.accumulate]))
+        size = distributed.size()
+        weight = self.batches_per_update * size / len(update)
+        share = list(distributed.share(update))
+        count = math.ceil(math.ceil(len(update) / size) / self.batch_size)
+        cuts = [share[n * self.batch_size : (n + 1) * self.batch_size] for n in range(count)]
+        return [(cut, weight) if cut else (update[:1], 0.0) for cut in cuts]
 
     def _collate(self, item: tuple[list[int], float]) -> dict[str, Tensor]:
         rows, weight = item

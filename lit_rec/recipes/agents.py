@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 from callbacks.progress import EpochProgress
 from callbacks.reflection import ReflectionRounds, write_agent
 from callbacks.rounds import RoundCallback
+from lit_rec import distributed
 from lit_rec.agent.ppo import FullInformationAgent, HintAgent, PPOAgent, PPOSettings
 from lit_rec.agent.training import fit_agent
 from lit_rec.data.sessions import SessionDataModule
 from lit_rec.recipes.hint_loop import Build, HintLoop
+from lit_rec.recipes.models import by_one
 from lit_rec.run.folder import never
 
 KINDS: dict[str, type[HintAgent]] = {"ppo": PPOAgent, "full_information": FullInformationAgent}
@@ -46,11 +48,10 @@ def train(loop: HintLoop, until: int, extra: Callable[[], list[Any]] = list) -> 
         agent,
         data,
         max_epochs=until * cfg.agent.epochs,
-        accelerator=loop.models.accelerator,
-        devices=cfg.trainer.devices,
+        **by_one(loop.models.device),
         callbacks=[ReflectionRounds(), *tell, *extra(), outer],
         logger=loop.board("ppo").loggers,
-        resume=checkpoint if checkpoint.is_file() else None,
+        resume=checkpoint if distributed.agreed(checkpoint.is_file()) else None,
     )
 
 
@@ -84,8 +85,7 @@ def trained(loop: HintLoop, kind: str, number: int, seed: int = 0) -> Build:
             agent,
             sessions(loop, seed),
             max_epochs=cfg.agent.epochs,
-            accelerator=loop.models.accelerator,
-            devices=cfg.trainer.devices,
+            **by_one(loop.models.device),
             logger=loop.board(f"{kind}_{seed}").loggers,
         )
         return write_agent(work, agent, fitted.history)

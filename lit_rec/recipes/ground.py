@@ -21,7 +21,7 @@ from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
-from lit_rec.recipes.models import Models
+from lit_rec.recipes.models import Models, by_one
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import step
 
@@ -196,7 +196,7 @@ class Ground(Models):
             "max_epochs": r.max_epochs,
             "patience": r.patience,
             "metric": r.metric,
-            "accelerator": self.accelerator,
+            **by_one(self.device),
             "selection": selection or "validation",
         }
 

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from lit_rec import distributed
 from lit_rec.config import instantiate
 from lit_rec.errors import UserError
 from lit_rec.knowledge.cache import SharedVectors
@@ -35,7 +38,38 @@ def pick_device(accelerator: str) -> str:
             where="config key trainer.accelerator",
             fix="use auto, cpu or gpu",
         )
-    return "cuda:0" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    here, there = distributed.place().local_rank, torch.cuda.device_count()
+    if here >= there:
+        raise UserError(
+            f"process {here} of this machine has no GPU",
+            where="config key trainer.devices",
+            why=f"there are {there}",
+            fix=f"use trainer.devices={there}, or trainer.accelerator=cpu",
+        )
+    return f"cuda:{here}"
+
+
+def by_one(device: str) -> dict[str, Any]:
+    """Lightning's arguments for a fit that every process does on its own, on its device."""
+    kind, _, number = device.partition(":")
+    return {"accelerator": "gpu", "devices": [int(number)]} if kind == "cuda" else {"accelerator": "cpu", "devices": 1}
+
+
+def by_all(device: str) -> dict[str, Any]:
+    """Lightning's arguments for a fit that all processes do together: DDP, where there are several."""
+    here = distributed.place()
+    if here.size == 1:
+        return by_one(device)
+    strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), process_group_backend=distributed.backend())
+    return {
+        "accelerator": "gpu" if device.startswith("cuda") else "cpu",
+        "devices": here.local_size,
+        "num_nodes": here.size // here.local_size,
+        "strategy": strategy,
+        "use_distributed_sampler": False,  # the data modules know whose turn it is
+    }
 
 
 def extra_callbacks(cfg: DictConfig) -> list[Any]:
@@ -56,7 +90,6 @@ class Models:
         torch.set_num_threads(cfg.trainer.threads or torch.get_num_threads())
         self.cache = Path(cfg.run.cache).expanduser() if cfg.run.cache else None
         self.device = pick_device(cfg.trainer.accelerator)
-        self.accelerator = "gpu" if self.device.startswith("cuda") else "cpu"
         self.store = AnswerStore(Path(cfg.run.answers).expanduser())
 
     @cached_property

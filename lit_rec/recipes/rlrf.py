@@ -6,24 +6,27 @@ for round t = 1..T: sample N answers per training user, score each with the rera
 knowledge of every user from the tuned LLM -> the final reranker -> test
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 import polars as pl
 from omegaconf import DictConfig
+from torch import Tensor
 
 from callbacks.evaluation import RoundEvaluation, log_state
 from callbacks.preferences import PreferenceRounds
 from callbacks.progress import EpochProgress
 from callbacks.rounds import RoundCallback, RoundHooks
+from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import native_bf16
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.pairs import PreferenceDataModule
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop, somebody_else
-from lit_rec.recipes.models import extra_callbacks
+from lit_rec.recipes.models import by_all, extra_callbacks
 from lit_rec.rerankers.training import quiet
 from lit_rec.run.folder import RunFolder, never
 
@@ -117,12 +120,11 @@ def tune(
     extra = [EpochProgress(f"{name}: DPO epoch"), *extra_callbacks(cfg)]
     with quiet():
         trainer = L.Trainer(
-            accelerator=loop.ground.accelerator,
-            devices=cfg.trainer.devices,
+            **by_all(loop.ground.device),
             precision=precision(cfg, loop.ground.device),
             max_epochs=rounds * settings.epochs,
             reload_dataloaders_every_n_epochs=1,
-            accumulate_grad_batches=settings.accumulate,
+            accumulate_grad_batches=data.batches_per_update,
             gradient_clip_val=settings.gradient_clip,
             callbacks=[*hooks, PreferenceRounds(rule), RoundEvaluation(rule), *extra, outer],
             logger=loop.board(name).loggers,
@@ -131,7 +133,8 @@ def tune(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        resume: dict[str, Any] = {"ckpt_path": str(checkpoint), "weights_only": True} if checkpoint.is_file() else {}
+        there = distributed.agreed(checkpoint.is_file())
+        resume: dict[str, Any] = {"ckpt_path": str(checkpoint), "weights_only": True} if there else {}
         try:
             trainer.fit(policy, datamodule=data, **resume)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
@@ -159,42 +162,47 @@ def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
     controls, main = loop.cfg.evaluation.controls, loop.cfg.knowledge.encode
     inputs = [main, *(i for i in loop.cfg.evaluation.inputs if i != main)]
     items = loop.ground.item_vectors if needs_encoder(loop.cfg) else None
-    frames = []
+    rows: list[Callable[[], pl.DataFrame]] = []
+
+    def row(
+        name: str, user: Callable[[], Tensor | None], item: Tensor | None = items, after: tuple[str, ...] = ()
+    ) -> None:
+        rows.append(lambda: loop.evaluate_row(name, user=user(), item=item, after=after))
+
     if controls.no_knowledge:
-        frames.append(loop.evaluate_row("no_knowledge", user=None, item=None, after=()))
+        row("no_knowledge", lambda: None, None)
     if controls.item_only:
-        frames.append(loop.evaluate_row("item_only", user=None, item=items, after=()))
+        row("item_only", lambda: None)
     if controls.history_shuffled:
-        history = loop.ground.history_vectors
-        others = history[somebody_else(len(history), loop.cfg.seed)]
-        frames.append(loop.evaluate_row("history_shuffled", user=others, item=items, after=()))
+        row("history_shuffled", lambda: _of_others(loop.ground.history_vectors, loop.cfg.seed))
     if controls.history_only:
-        frames.append(loop.evaluate_row("history_only", user=loop.ground.history_vectors, item=items, after=()))
-    if controls.shuffled:
+        row("history_only", lambda: loop.ground.history_vectors)
+    told = [("shuffled", "zero_shot")] if controls.shuffled else []
+    told += [(state, state) for state in states if state != "zero_shot" or controls.zero_shot]
+    for name, state in told:
+        loop.vectors(state)  # made by all processes, before each trains rerankers of its own
         for kind in inputs:
-            frames.append(_row(loop, "shuffled", "zero_shot", kind, main, shuffle=True))
-    for state in states:
-        if state == "zero_shot" and not controls.zero_shot:
-            continue
-        for kind in inputs:
-            frames.append(_row(loop, state, state, kind, main))
-    if not frames:
+            knowledge = partial(loop.user_vectors, state, kind, shuffle=name == "shuffled")
+            row(name if kind == main else f"{name}_{kind}", knowledge, after=(f"{state}/vectors",))
+    if not rows:
         raise UserError(
             "nothing to evaluate: every control is off and there is no round",
             where="config key evaluation.controls",
             fix="switch a control on, or set policy.rounds above 0",
         )
+    frames = distributed.divide(rows)
+    if distributed.main():  # visits what the others have built, whose costs are told as well
+        with distributed.alone():
+            frames = [one() for one in rows]
     return pl.concat(frames)
+
+
+def _of_others(vectors: Tensor, seed: int) -> Tensor:
+    """Everybody gets somebody else's."""
+    return vectors[somebody_else(len(vectors), seed)]
 
 
 def needs_encoder(cfg: DictConfig) -> bool:
     """Whether any row uses text vectors."""
     controls = cfg.evaluation.controls
     return controls.item_only or controls.history_only or controls.history_shuffled or uses_llm(cfg)
-
-
-def _row(loop: Loop, name: str, state: str, kind: str, main: str, *, shuffle: bool = False) -> pl.DataFrame:
-    """One row: the knowledge of a state in one of its encodings, given to each user or to somebody else."""
-    vectors = loop.user_vectors(state, kind, shuffle=shuffle)
-    row = name if kind == main else f"{name}_{kind}"
-    return loop.evaluate_row(row, user=vectors, item=loop.ground.item_vectors, after=(f"{state}/vectors",))

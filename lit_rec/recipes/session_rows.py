@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_rec.config import plain
 from lit_rec.errors import UserError
 from lit_rec.metrics.sessions import random_metrics, rank_metrics, session_frame, target_ranks
+from lit_rec.recipes.models import by_one
 from lit_rec.recipes.session_hints import SessionHints
 from lit_rec.rerankers.sasrec import fit_sasrec, sasrec_scores
 from lit_rec.rerankers.session_baselines import item_knn_scores, popularity_scores
@@ -154,7 +155,7 @@ class SessionRows:
                 len(d.items) - 1,
                 validation=(d.lists, d.splits.validation),
                 seed=self.cfg.seed,
-                accelerator=self.ground.accelerator,
+                accelerator=by_one(self.ground.device)["accelerator"],
                 **self.cfg.evaluation.sasrec,
             )
             progress(1)

@@ -122,7 +122,7 @@ class RerankerModule(L.LightningModule):
             ) from error
         self.features.apply(initialise)
         self.ranker.apply(initialise)
-        self.validation = DistinctMeans()
+        self.validation = DistinctMeans(distributed_available_fn=self._together)
         self._epoch_loss = torch.zeros(())
         self._epoch_steps = 0
 
@@ -186,6 +186,10 @@ class RerankerModule(L.LightningModule):
         for unit, means in (("user", by_user), ("list", by_list)):
             for name, mean in zip(self.metrics, means, strict=True):
                 self.log(f"val/{unit}/{name}", mean, rank_zero_only=False)
+
+    def _together(self) -> bool:
+        """Whether other processes are at work on this very fit; they may be at work on fits of their own."""
+        return self.trainer.world_size > 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, as in KAR."""

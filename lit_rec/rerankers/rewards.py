@@ -7,11 +7,13 @@ scores every user with a reranker that never saw that user.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lit_rec import distributed
 from lit_rec.data.lists import ListSet
 from lit_rec.errors import UserError
 from lit_rec.extensions import find, is_path
@@ -179,11 +181,12 @@ def cross_fit(*, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int 
     shuffled = train_users[torch.randperm(len(train_users), generator=torch.Generator().manual_seed(seed))]
     fold_of = torch.full((len(lists.history_items),), -1)
     fold_of[shuffled] = torch.arange(len(shuffled)) % folds
-    fitted = []
-    for fold in range(folds):
+
+    def fit(fold: int) -> FittedReranker:
         seen = train_users[fold_of[train_users] != fold] if folds > 1 else train_users
-        fitted.append(fit_reranker(lists=lists, train_users=seen, seed=seed + fold, **fit_arguments))
-    return CrossFit(fitted, fold_of)
+        return fit_reranker(lists=lists, train_users=seen, seed=seed + fold, **fit_arguments)
+
+    return CrossFit(distributed.divide([partial(fit, fold) for fold in range(folds)]), fold_of)
 
 
 def _pairs(lists: ListSet, answer_user: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,7 @@ def fit_reranker(
     patience: int = 5,
     seed: int = 1,
     accelerator: str = "cpu",
-    devices: int = 1,
+    devices: int | list[int] = 1,
     strategy: str = "auto",
     precision: Any = "32-true",
     callbacks: Sequence[Callback] = (),
@@ -126,7 +126,7 @@ def fit_reranker(
         patience: epochs without improvement before stopping (not under `last`).
         seed: of initialisation, dropout and the order of lists.
         accelerator: Lightning's, as are devices, strategy and precision.
-        devices: number of devices.
+        devices: number of devices, or which GPU.
         strategy: Lightning's strategy.
         precision: Lightning's precision.
         callbacks: more Lightning callbacks.

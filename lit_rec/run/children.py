@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,22 +52,29 @@ class Child:
         """Where everything goes that the run says."""
         return self.folder / "log.txt"
 
-    def start(self) -> None:
-        """Start the process; its output replaces that of an earlier attempt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def start(self, *, env: Mapping[str, str] | None = None, shown: bool = False) -> None:
+        """Start the process; its output replaces that of an earlier attempt.
+
+        Args:
+            env: Its environment; None: this process's own.
+            shown: Let it write to the terminal, and keep no log.
+        """
         here = str(Path(__file__).resolve().parents[2])  # lit_rec, also where it is not installed
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-        with self.log.open("wb") as log:
+        with contextlib.ExitStack() as stack:
+            log = None
+            if not shown:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                log = stack.enter_context(self.log.open("wb"))
             # A session of its own: Ctrl-C reaches the sweep alone, which then stops its runs one and all.
             self.process = subprocess.Popen(
                 list(self.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
+                stderr=subprocess.STDOUT if log else None,
+                env={**(env or os.environ), "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
-                preexec_fn=_prepare(),
+                preexec_fn=prepare(),
             )
         self.state, self.started = WORKING, time.monotonic()
 
@@ -94,7 +101,7 @@ class Child:
         return [line for line in lines if line][-count:]
 
 
-def _prepare() -> Callable[[], None]:
+def prepare() -> Callable[[], None]:
     """What a run's process does first: it listens to interrupts and, where Linux can, is killed when the sweep is.
 
     A sweep that was started in the background ignores interrupts, and its runs would inherit that. What nobody watches
@@ -103,14 +110,14 @@ def _prepare() -> Callable[[], None]:
     linux = sys.platform.startswith("linux")
     library, parent = ctypes.CDLL(None) if linux else None, os.getpid()
 
-    def prepare() -> None:
+    def begin() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if library is not None:
             library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
             if os.getppid() != parent:  # it died in between
                 os._exit(1)
 
-    return prepare
+    return begin
 
 
 def run_children(children: Sequence[Child], *, jobs: int, console: Console | None = None) -> None:
@@ -123,7 +130,7 @@ def run_children(children: Sequence[Child], *, jobs: int, console: Console | Non
         from lit_rec.run.progress import console as shared
 
         console = shared
-    with _terminated_like_interrupted(), _overview(children, console) as tell:
+    with terminated_like_interrupted(), _overview(children, console) as tell:
         try:
             for child in children:
                 if child.state == KEPT:
@@ -170,7 +177,7 @@ def _signal(child: Child, number: int) -> None:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """Let SIGTERM stop a sweep as Ctrl-C does."""
 
     def interrupt(*_: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_rec import __version__
+from lit_rec import __version__, distributed
 from lit_rec.errors import UserError
 from lit_rec.recipes import rlrf, unified
 from lit_rec.recipes.loop import Loop
@@ -35,6 +35,9 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
     with PlannedRun(cfg, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
         frames, loops = (unified if cfg.recipe == "unified" else rlrf).fit(cfg, run)
+        made = sum(distributed.gathered(loops[0].ground.store.generated))
+        if not distributed.leave():
+            return
         rows = result_rows(
             frames, task="reranking", dataset=loops[0].ground.data.name, protocol=cfg.lists.protocol, seed=cfg.seed
         )
@@ -56,7 +59,6 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
             console.print(round_table(rounds))
         if hints is not None:
             console.print(hint_table(hints))
-        made = loops[0].ground.store.generated
         console.print(
             f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store. "
             f"{time.perf_counter() - started:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.\n"

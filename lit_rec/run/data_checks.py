@@ -1,7 +1,7 @@
 """What can be wrong with data before any model sees it: each check says PASS, WARN or FAIL, and what was found."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from lit_rec.data.splits import Splits
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 PARTS = ("train", "validation", "test")
+LATEST = 95_617_584_000  # seconds from 1970 to 5000
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Check:
         status: PASS; WARN: it is so, and worth knowing; FAIL: it must be mended before a run means anything.
         what: What was looked at.
         found: What was found, in numbers.
+        first: The ids, by their columns, of the first thing that is not as it should be.
+        number: Which of the lines that hold these ids it is, from 0.
     """
 
     status: str
     what: str
     found: str
+    first: Mapping[str, str] | None = None
+    number: int = 0
 
 
 def count_check(what: str, count: int, total: int, noun: str, *, status: str = WARN, hint: str = "") -> Check:
@@ -40,40 +45,54 @@ def count_check(what: str, count: int, total: int, noun: str, *, status: str = W
     return Check(status, what, f"{count:,} of {total:,} {noun} ({count / total:.1%}){'; ' if hint else ''}{hint}")
 
 
+def item_check(what: str, wrong: pl.Series, items: pl.DataFrame, *, status: str = WARN, hint: str = "") -> Check:
+    """`count_check` of items, one flag each."""
+    check = count_check(what, int(wrong.sum()), len(items), "items", status=status, hint=hint)
+    return check if check.status == PASS else replace(check, first={"item_id": items.filter(wrong)["item_id"][0]})
+
+
+def rating_check(what: str, wrong: pl.Series, data: RatingsData, *, status: str = WARN, hint: str = "") -> Check:
+    """`count_check` of interactions, one flag each."""
+    table = data.interactions
+    check = count_check(what, int(wrong.sum()), len(table), "ratings", status=status, hint=hint)
+    if check.status == PASS:
+        return check
+    row = int(wrong.arg_true()[0])
+    user, item = table["user"][row], table["item"][row]
+    before = int(((table["user"][:row] == user) & (table["item"][:row] == item)).sum())
+    return replace(
+        check, first={"user_id": data.users["user_id"][user], "item_id": data.items["item_id"][item]}, number=before
+    )
+
+
 def item_checks(items: pl.DataFrame, attributes: Sequence[str]) -> list[Check]:
     """Titles and attributes of an items frame (row 0 is padding)."""
-    table, n = items[1:], len(items) - 1
+    table = items[1:]
     title = table["title"].fill_null("")
     missing = title.str.strip_chars() == ""
-    as_id = int(((title == table["item_id"]) & ~missing).sum())
-    named = title.filter(~missing)
     checks = [
-        count_check(
+        item_check(
             "items without a title",
-            int(missing.sum()),
-            n,
-            "items",
+            missing,
+            table,
             status=FAIL if missing.all() else WARN,
             hint="a prompt shows them as nothing: add titles, or leave these items out",
         ),
-        count_check(
+        item_check(
             "items whose title is their id",
-            as_id,
-            n,
-            "items",
+            (title == table["item_id"]) & ~missing,
+            table,
             hint="an LLM knows nothing of ids: name the column of titles (data.title)",
         ),
-        count_check(
+        item_check(
             "items that share a title",
-            int(named.is_duplicated().sum()),
-            n,
-            "items",
+            title.is_duplicated() & ~missing,
+            table,
             hint="a prompt cannot tell them apart",
         ),
     ]
     for name in attributes:
-        empty = int((table[name].list.len().fill_null(0) == 0).sum())
-        checks.append(count_check(f"items without {name}", empty, n, "items"))
+        checks.append(item_check(f"items without {name}", table[name].list.len().fill_null(0) == 0, table))
     return checks
 
 
@@ -81,31 +100,41 @@ def rating_checks(data: RatingsData) -> list[Check]:
     """Duplicates, clocks and labels of interactions."""
     table = data.interactions
     n = len(table)
-    twice = n - table.select("user", "item").n_unique()
-    times = table.group_by("user").agg(pl.col("timestamp").n_unique().alias("t"), pl.len().alias("n"))
-    still = int(((times["t"] == 1) & (times["n"] > 1)).sum())
+    again = ~table.select(pl.struct("user", "item").is_first_distinct()).to_series()
+    times = table.group_by("user", maintain_order=True).agg(
+        pl.col("timestamp").n_unique().alias("t"), pl.len().alias("n")
+    )
+    still = (times["t"] == 1) & (times["n"] > 1)
     positive = int((table["rating"] > data.positive_above).sum())
-    outside = int(((table["rating"] > data.rating_max) | (table["rating"] < 0) | table["rating"].is_nan()).sum())
+    outside = (table["rating"] > data.rating_max) | (table["rating"] < 0) | table["rating"].is_nan()
     labels = Check(PASS, "positive ratings", f"{positive:,} of {n:,} are above {data.positive_above:g}")
     if not positive or positive == n:
         which = "none is" if not positive else "all are"
         labels = Check(FAIL if not positive else WARN, "positive ratings", f"{which} above {data.positive_above:g}")
+    alike = count_check(
+        "users whose ratings are all of one time",
+        int(still.sum()),
+        len(times),
+        "users",
+        hint="what was before and what after is then the order of the file",
+    )
+    if still.any():
+        alike = replace(alike, first={"user_id": data.users["user_id"][times.filter(still)["user"][0]]})
     return [
-        count_check(
+        rating_check(
             "repeated ratings of one item by one user",
-            twice,
-            n,
-            "ratings",
+            again,
+            data,
             hint="protocol strict keeps the first, protocol kar all of them",
         ),
-        count_check("ratings outside the scale", outside, n, "ratings", status=FAIL, hint="correct data.rating_max"),
-        count_check(
-            "users whose ratings are all of one time",
-            still,
-            len(times),
-            "users",
-            hint="what was before and what after is then the order of the file",
+        rating_check("ratings outside the scale", outside, data, status=FAIL, hint="correct data.rating_max"),
+        rating_check(
+            "times later than the year 5000",
+            table["timestamp"] > LATEST,
+            data,
+            hint="they look like milliseconds: divide them by 1000",
         ),
+        alike,
         labels,
     ]
 

@@ -7,16 +7,17 @@ from omegaconf import DictConfig, OmegaConf
 from lit_rec.checks import has_key
 from lit_rec.config import moved, plain
 
-USERS = 12
+USERS = 8
 # Keys and the largest value each keeps; keys that a recipe lacks are left out.
 AT_MOST = {
     "users": USERS,
     "lists.history": 12,  # so few users need lists
-    "llm.max_new_tokens": 8,
+    "prompt.history": 3,  # reading a prompt costs more than writing these few words
+    "llm.max_new_tokens": 4,
     "reranker.max_epochs": 1,
     "reward.folds": 2,
     "pairs.samples": 2,
-    "pairs.max_pairs": 4,
+    "pairs.max_pairs": 2,
     "policy.rounds": 1,
     "policy.epochs": 1,
     "policy.batch_size": 2,
@@ -60,6 +61,9 @@ def _users(cfg: DictConfig) -> Iterator[str]:
     for key, share in (("test", 0.25), ("validation", 0.25 if e.validation else 0.0)):
         if e[key] != share:
             yield f"evaluation.{key}={share}"
+    for control in ("random_pairs", "best_of_n"):
+        if cfg.policy.rounds and e.controls[control]:
+            yield f"evaluation.controls.{control}=false"  # as round 1, once more
     if cfg.reward.metric != "soft":
         yield "reward.metric=soft"  # two answers a user: another metric would often give both the same, and no pair
     if cfg.pairs.min_gap > 0:

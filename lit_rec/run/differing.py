@@ -2,16 +2,45 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-# Keys in which runs of one setting may differ: names and places, the seed, how fast, who is told, and which part of the
-# folds.
-FREE = ("name", "seed", "run", "logging", "trainer.threads", "evaluation.only_folds")
+from lit_rec.run.folder import differences, other_configuration
+
+PLACES = ("name", "run", "logging", "trainer.threads")  # how a run is called, where it lies, how fast, who is told
+FREE = (*PLACES, "seed", "evaluation.only_folds")  # keys in which runs of one setting may differ
 NAMES = (".name", ".architecture")  # keys that name a choice which brings other values with it
 ABSENT = "not set"
 _SHOWN = 32  # characters of a value in a label
 
 Values = tuple[str, ...]
+
+
+def check_same(made: dict[str, Any], given: dict[str, Any], run: str, file: str) -> None:
+    """Refuse an experiment that does not describe a run.
+
+    Args:
+        made: The configuration that the run was made with.
+        given: The experiment's.
+        run: The run folder.
+        file: The experiment's file.
+
+    Raises:
+        UserError: They differ in more than names and places; the keys are named.
+    """
+    found = [line for line in differences(made, given) if not free(line.split(":")[0], PLACES)]
+    if found:
+        fix = "leave --config out: --run alone knows how the run was made; or give the overrides it was made with"
+        raise other_configuration(Path(run), f"--config {file}", found, fix)
+
+
+def free(key: str, names: Sequence[str]) -> bool:
+    """Whether a dotted key is one of these, or lies below one.
+
+    >>> free("run.dir", PLACES), free("runs", PLACES)
+    (True, False)
+    """
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -44,7 +73,7 @@ def group_configs(
     columns: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for values in flats for key in values):
         column = [values.get(key, ABSENT) for values in flats]
-        if len(set(column)) > 1 and not any(key == free or key.startswith(f"{free}.") for free in FREE):
+        if len(set(column)) > 1 and not free(key, FREE):
             columns[key] = column
     keys: list[str] = []
     for key in sorted(columns, key=lambda key: _rank(key, columns[key])):

@@ -40,11 +40,11 @@ def picks_figure(shares: Mapping[str, Mapping[int, float]], hints: Sequence[int]
         grid = figure.subplots(len(shares), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (agent, mine) in zip(grid, shares.items(), strict=True):
             axes.bar(range(len(hints)), [mine.get(h, 0.0) for h in hints], width=0.7, color=agent_colour(agent))
-            axes.set_title(short(agent), loc="left", fontsize=9)
+            axes.set_title(short(agent), loc="left", fontsize=10)
             axes.set_xlim(-0.6, max(len(hints), 4) - 0.4)
             axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(2))
             axes.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-            axes.tick_params(labelsize=8)
+            axes.tick_params(labelsize=9)
             axes.grid(axis="x", visible=False)
         turned = 90 if len(hints) > 12 else 0
         grid[-1].set_xticks(range(len(hints)), ["none" if h == 0 else str(h) for h in hints], rotation=turned)

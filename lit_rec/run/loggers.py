@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig
 
+from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.run.folder import digest, write_atomic
 
@@ -67,7 +68,7 @@ class Board:
 
 
 def make_board(cfg: DictConfig, folder: Path, name: str) -> Board:
-    """The loggers that `logging.to` names.
+    """The loggers that `logging.to` names; of several processes the first one logs.
 
     Args:
         cfg: The configuration.
@@ -77,7 +78,7 @@ def make_board(cfg: DictConfig, folder: Path, name: str) -> Board:
     Raises:
         UserError: A package is missing, or a tracking server cannot be reached.
     """
-    return Board(name, list(_loggers(cfg, folder, name)))
+    return Board(name, list(_loggers(cfg, folder, name)) if distributed.main() else [])
 
 
 def _loggers(cfg: DictConfig, folder: Path, name: str) -> Iterable[Logger]:

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lit_rec import distributed
 from lit_rec.run.folder import MANIFEST, RunFolder, write_atomic
 from lit_rec.run.plan_parts import Sizes, Work, reranking_parts, session_parts
 from lit_rec.run.progress import console
@@ -136,7 +137,7 @@ class PlannedRun(RunFolder):
     def __init__(self, cfg: DictConfig, *, fresh: bool = False) -> None:
         super().__init__(cfg.run.dir, fresh=fresh)
         self._cfg, self._told = cfg, False
-        if (self.path / "results.json").is_file():
+        if not distributed.main() or (self.path / "results.json").is_file():
             return  # a finished run's own stays until another one is finished
         try:
             write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
@@ -147,7 +148,7 @@ class PlannedRun(RunFolder):
     def run_stage(self, name: str, *arguments: Any, **settings: Any) -> Path:
         """Run or reuse a stage, as `RunFolder` does."""
         folder = super().run_stage(name, *arguments, **settings)
-        if not self._told and (name == "sessions" or name.endswith("/split")):
+        if distributed.main() and not self._told and (name == "sessions" or name.endswith("/split")):
             self._told = True
             counts = self.log[-1]["counts"]
             train, validation, test = (int(counts[part]) for part in ("train", "validation", "test"))

@@ -243,16 +243,27 @@ def _published(rows: Sequence[dict[str, Any]], reranker: str, story: Story) -> l
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
-    counts = ", ".join(
-        f"{name} {value:,}" if isinstance(value, int | float) else f"{name} {value}"
-        for name, value in (stage.get("counts") or {}).items()
-    )
     return {
         "name": stage["name"],
         "time": duration(stage.get("seconds")),
-        "counts": counts,
+        "counts": counted(stage["counts"]) if stage.get("counts") else "",
         "reused": bool(stage.get("reused")),
     }
+
+
+def counted(value: Any) -> str:
+    """What a stage counts, as a person reads it.
+
+    >>> counted({"lists": 1234, "mean_reward": 0.40948194, "chosen": [{"epoch": 3, "value": 0.5}], "refused": {}})
+    'lists 1,234, mean reward 0.4095, chosen epoch 3, value 0.5, refused none'
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {counted(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(counted, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def duration(seconds: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
 
-from lit_rec import __version__
+from lit_rec import __version__, distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.server import ServerModel
 from lit_rec.recipes import agents, re2llm
@@ -38,6 +38,9 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
     with PlannedRun(cfg, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
         frames, rows = re2llm.fit(cfg, run)
+        made = sum(distributed.gathered(rows.ground.store.generated))
+        if not distributed.leave():
+            return
         lines = lines_of(frames, rows)
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
         write_results(run.path / "results.json", lines)
@@ -66,7 +69,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         if hinted:
             console.print(hint_table(story))
         console.print(
-            f"{rows.ground.store.generated:,} LLM answers computed, {len(rows.ground.store):,} in the store. "
+            f"{made:,} LLM answers computed, {len(rows.ground.store):,} in the store. "
             f"{time.perf_counter() - started:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.\n"
             f"Report: {run.path / 'report.html'}\n"
             f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",

@@ -2,7 +2,8 @@
 
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
 
+from lit_rec.config import instantiate
 from lit_rec.data.assets import cache_dir
 from lit_rec.data.canonical import RatingsData
 from lit_rec.errors import UserError
@@ -20,7 +22,7 @@ from lit_rec.llm.ranking import RankingPrompts
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.session_ground import SessionGround
 from lit_rec.run import data_checks
-from lit_rec.run.data_checks import FAIL, PARTS, PASS, WARN, Check, histogram
+from lit_rec.run.data_checks import FAIL, LATEST, PARTS, PASS, WARN, Check, histogram
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import console
 
@@ -46,6 +48,7 @@ def validate_data(cfg: DictConfig) -> None:
         checks = (_sessions if cfg.recipe == "re2llm" else _ratings)(mine, run)
     notes = [str(w.message) for w in told if issubclass(w.category, UserWarning)]
     checks += [Check(WARN, "the reader's own words", note) for note in dict.fromkeys(notes)]
+    checks = placed(checks, finder_of(cfg))
     console.print(_verdict(checks))
     bad = [check for check in checks if check.status == FAIL]
     if bad:
@@ -57,6 +60,27 @@ def validate_data(cfg: DictConfig) -> None:
         )
     warned = sum(check.status == WARN for check in checks)
     console.print(f"{len(checks)} checks, {warned} warnings, none failed", highlight=False)
+
+
+def finder_of(cfg: DictConfig) -> Callable[..., str] | None:
+    """What tells where the source says something; None: it cannot."""
+    source = instantiate(cfg.data, "data")
+    found: Callable[..., str] | None = getattr(getattr(source, "reader", source), "find", None)
+    return found
+
+
+def placed(checks: Sequence[Check], find: Callable[..., str] | None) -> list[Check]:
+    """The checks, with the first thing that is not as it should be: its file and line, where the source knows."""
+    done = []
+    for check in checks:
+        if check.first is not None:
+            ids = dict(check.first)
+            kind = "inter" if "user_id" in ids else "item"
+            names = ", ".join(f"{key.removesuffix('_id')} {value}" for key, value in ids.items())
+            line = find(kind, ids, check.number) if find is not None else ""
+            check = replace(check, found=f"{check.found}. First: {names}{f' in {line}' if line else ''}")
+        done.append(check)
+    return done
 
 
 def _ratings(cfg: DictConfig, run: RunFolder) -> list[Check]:
@@ -141,6 +165,8 @@ def _span(times: pl.Series) -> str:
     first, last = int(times.min()), int(times.max())  # type: ignore[arg-type]
     if last - first == len(times) - 1 and first == 0:
         return "none: the order of the file"
+    if last > LATEST:
+        return f"{first} to {last}, which are no seconds"
     dates = pl.from_epoch(pl.Series([first, last])).dt.strftime("%Y-%m-%d").to_list()
     return f"{dates[0]} to {dates[1]} (seconds {first} to {last})"
 

@@ -168,22 +168,28 @@ def server(tmp_path, monkeypatch) -> Iterator[str]:
         thread.join()
 
 
-def test_a_download_is_checked_by_what_it_holds(tmp_path, monkeypatch, server):
-    with pytest.raises(UserError, match="2 users and 3 ratings") as error:
-        HetRec2011().load()
-    assert error.value.where == server
-    assert "2113 and 855598" in error.value.why
-    assert str(tmp_path / "cache" / "downloads" / "hetrec.zip") in error.value.fix
-    monkeypatch.setattr(hetrec, "STATISTICS", {"users": 2, "ratings": 3})
-    assert HetRec2011().load().items.equals(HetRec2011(root=str(tmp_path / "h")).load().items)
+def test_nothing_is_downloaded_without_a_checksum(tmp_path, server):
+    for sha256 in (None, "", "abc"):
+        with pytest.raises(UserError, match="without a checksum") as error:
+            HetRec2011(sha256=sha256).load()
+        assert server in error.value.fix
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_download_is_checked(tmp_path, server):
+    with pytest.raises(UserError, match="not the file that was expected"):
+        HetRec2011(sha256="0" * 64).load()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
     digest = hashlib.sha256((tmp_path / "served" / "hetrec.zip").read_bytes()).hexdigest()
-    assert HetRec2011().describe()["sha256"] == digest
+    source = HetRec2011(sha256=digest)
+    assert source.load().items.equals(HetRec2011(root=str(tmp_path / "h")).load().items)
+    assert source.describe()["sha256"] == digest
 
 
 def test_a_download_that_fails_is_told(tmp_path, server):
     (tmp_path / "served" / "hetrec.zip").unlink()
     with pytest.raises(UserError, match="cannot download"):
-        HetRec2011().load()
+        HetRec2011(sha256="0" * 64).load()
 
 
 def test_describe_is_plain_and_names_the_files(tmp_path):

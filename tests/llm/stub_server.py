@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 Reply = tuple[int, dict[str, str], Any]  # status, headers, body: bytes are sent as they are; status 0: hang up
 Behave = Callable[[int, dict[str, Any]], Reply | None]
+Lora = Callable[["StubServer", str, dict[str, Any]], Reply]
+NO_SUCH_CALL: Reply = (404, {}, {"detail": "Not Found"})  # as FastAPI says it
 
 
 def completion(text: str | None, *, prompt_tokens: int = 7, tokens: int = 3, finish: str = "stop") -> dict[str, Any]:
@@ -25,6 +28,28 @@ def completion(text: str | None, *, prompt_tokens: int = 7, tokens: int = 3, fin
     }
 
 
+def vllm_lora(stub: "StubServer", call: str, body: dict[str, Any]) -> Reply:
+    """Loads and unloads adapters, and answers in the words of vLLM's own code."""
+
+    def error(status: int, kind: str, message: str) -> Reply:
+        return status, {}, {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+    name, path = body.get("lora_name"), body.get("lora_path")
+    if call == "load":
+        if not name or not path:
+            return error(400, "InvalidUserInput", "Both 'lora_name' and 'lora_path' must be provided.")
+        if name in stub.models:
+            return error(400, "InvalidUserInput", f"The lora adapter '{name}' has already been loaded.")
+        if not (Path(path) / "adapter_config.json").is_file():
+            return error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}")
+        stub.models = (*stub.models, name)
+        return 200, {"Content-Type": "text/plain"}, f"Success: LoRA adapter '{name}' added successfully.".encode()
+    if name not in stub.models:
+        return error(404, "NotFoundError", f"The lora adapter '{name}' cannot be found.")
+    stub.models = tuple(model for model in stub.models if model != name)
+    return 200, {"Content-Type": "text/plain"}, f"Success: LoRA adapter '{name}' removed successfully.".encode()
+
+
 def echo(body: dict[str, Any]) -> str:
     """What the stub answers: a function of prompt, seed and settings."""
     content = json.dumps([body[k] for k in ("messages", "seed", "temperature", "top_p", "max_tokens")])
@@ -37,6 +62,8 @@ class StubServer(ThreadingHTTPServer):
     Attributes:
         asked: Bodies of the chat requests, in order.
         keys: Authorization headers seen.
+        adapters: Calls that load and unload adapters: (name of the call, body), in order.
+        lora: What answers them; None: a server that has no such calls.
         most: Most chat requests under way at a time.
     """
 
@@ -49,6 +76,8 @@ class StubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.behave, self.delay, self.models = behave, delay, models
         self.asked: list[dict[str, Any]] = []
+        self.adapters: list[tuple[str, dict[str, Any]]] = []
+        self.lora: Lora | None = None
         self.keys: set[str] = set()
         self.listed = self.in_flight = self.most = 0
         self.lock = threading.Lock()
@@ -93,6 +122,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         stub = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if "_lora_adapter" in self.path:
+            call = self.path.removeprefix("/v1/").removesuffix("_lora_adapter")
+            with stub.lock:
+                stub.keys.add(self.headers["Authorization"])
+                stub.adapters.append((call, body))
+                reply = stub.lora(stub, call, body) if stub.lora is not None else NO_SUCH_CALL
+            self.send(*reply)
+            return
         with stub.lock:
             stub.keys.add(self.headers["Authorization"])
             number = len(stub.asked)

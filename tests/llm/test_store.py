@@ -48,7 +48,21 @@ def test_unfinished_last_line_is_cut_and_the_rest_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [b"{ not json\n", b"[1, 2]\n", b'{"k": {"text": "x"}}\n', b"\xff\xfe\n", b"\x00\x00\n"]
+    "damage",
+    [
+        *(
+            b"{ not json\n",
+            b"[1, 2]\n",
+            b'{"k": {"text": "x"}}\n',
+            b"\xff\xfe\n",
+            b"\x00\x00\n",
+            b"[" * 100_000 + b"\n",
+        ),
+        b'{"k": {"text": 3, "tokens": 1, "finish": "stop"}}\n',
+        b'{"k": {"text": "x", "tokens": true, "finish": "stop"}}\n',
+        b'{"k": {"text": "x", "tokens": 1, "finish": "stop", "crc32": 1}}\n',
+    ],
+    ids=lambda damage: str(damage[:30]),
 )
 def test_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
     store = AnswerStore(tmp_path)
@@ -59,6 +73,23 @@ def test_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
         AnswerStore(tmp_path)
     assert caught.value.where == f"{store.path}:2"
     assert "delete that line" in caught.value.fix
+
+
+def test_every_change_of_an_answer_is_noticed(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path)
+    store.add(batch("a"))
+    line = store.path.read_bytes()
+    for old, new in ((b"text of a", b"text of b"), (b": 3,", b": 4,"), (b"stop", b"stoP"), (b'{"a"', b'{"b"')):
+        assert line.count(old) == 1
+        store.path.write_bytes(line.replace(old, new))
+        with pytest.raises(UserError, match="damaged") as caught:
+            AnswerStore(tmp_path)
+        assert "checksum" in caught.value.why
+
+
+def test_what_the_first_versions_wrote_is_read(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"a": {"text": "x\\ud800", "tokens": 1, "finish": "stop"}}\n')
+    assert AnswerStore(tmp_path)["a"] == Answer("x\ud800", 1, "stop")
 
 
 def test_a_write_that_fails_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,10 @@
 
 import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ from typing import Any
 import pytest
 
 from lit_rec.errors import UserError
-from lit_rec.run.folder import FORMAT, MANIFEST, RunFolder, write_atomic
+from lit_rec.run.folder import FORMAT, HOLDER, MANIFEST, RunFolder, publish, write_atomic
 
 
 def writes(text: str, made: list[str]) -> Callable[[Path], dict[str, Any]]:
@@ -121,11 +125,48 @@ def test_what_a_kill_left_is_ignored_and_replaced(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
-def test_folder_in_use_is_told(tmp_path: Path) -> None:
-    with RunFolder(tmp_path), pytest.raises(UserError, match="another run is using") as caught:
-        RunFolder(tmp_path)
-    assert caught.value.where == "config key run.dir"
+HOLD = """
+import sys, time
+from lit_rec.run.folder import RunFolder
+run = RunFolder(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_folder_in_use_is_told_with_who_uses_it_and_a_dead_process_uses_nothing(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for _ in range(2):  # a refusal leaves the lock to who has it
+            with pytest.raises(UserError, match="another run is using") as caught:
+                RunFolder(tmp_path)
+            assert caught.value.where == "config key run.dir"
+            assert f"process {other.pid} on {socket.gethostname()} has held it since 20" in caught.value.why
+    finally:
+        other.kill()
+        other.wait()
+    assert (tmp_path / HOLDER).is_file()  # what a killed process leaves behind
+    with RunFolder(tmp_path):
+        with pytest.raises(UserError, match="another run is using") as caught:
+            RunFolder(tmp_path)
+        assert f"process {os.getpid()} " in caught.value.why
+    assert not (tmp_path / HOLDER).exists()
+    (tmp_path / HOLDER).write_bytes(b"\xff{")  # whatever it holds, nobody stumbles over it
     RunFolder(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("lit_rec.run.folder.FileLock.acquire", none)
+    with pytest.raises(UserError, match="has no locks") as caught:
+        RunFolder(tmp_path)
+    assert "flock" in caught.value.fix
 
 
 def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
@@ -135,13 +176,100 @@ def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
             RunFolder(path)
 
 
-def test_another_format_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [{"format": 0}, {"format": FORMAT + 1, "versions": {"lit_rec": "9.9"}}])
+def test_another_format_is_told(tmp_path: Path, older: dict[str, Any]) -> None:
+    """Of another format nothing but the format is looked at: its key may be anywhere."""
     with RunFolder(tmp_path) as run:
         folder = run.run_stage("one", writes("1", []), key={})
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "format": FORMAT + 1}))
-    with RunFolder(tmp_path) as run, pytest.raises(UserError, match="another version"):
+    write_atomic(folder / MANIFEST, json.dumps({"name": "one", **older}))
+    with RunFolder(tmp_path) as run, pytest.raises(UserError, match="another version") as caught:
         run.run_stage("one", writes("2", []), key={})
+    assert f"its format is {older['format']}" in caught.value.why
+    assert ("of lit_rec 9.9" in caught.value.why) == ("versions" in older)
+    assert "--fresh" in caught.value.fix
+
+
+def cut(folder: Path) -> None:
+    (folder / "file").write_text("1")
+
+
+def spoil(text: str) -> Callable[[Path], None]:
+    return lambda folder: write_atomic(folder / MANIFEST, text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [
+        (cut, "file has 1 bytes, not 5"),
+        (lambda folder: (folder / "file").unlink(), "file is missing"),
+        (spoil(""), "manifest.json cannot be read"),
+        (spoil("{"), "manifest.json cannot be read"),
+        (spoil("[1]"), "manifest.json cannot be read"),
+        (spoil("[" * 100_000), "manifest.json cannot be read"),
+        (spoil('{"format": 1, "key": 3}'), "manifest.json holds no key"),
+    ],
+)
+def test_a_damaged_stage_is_told_and_made_again_once_it_is_deleted(
+    tmp_path: Path, damage: Callable[[Path], None], why: str
+) -> None:
+    with RunFolder(tmp_path) as run:
+        folder = run.run_stage("x/one", writes("whole", []), key={})
+    damage(folder)
+    with RunFolder(tmp_path) as run, pytest.raises(UserError, match="is damaged") as caught:
+        run.run_stage("x/one", writes("again", []), key={})
+    assert caught.value.where == "stage x/one"
+    assert caught.value.why.startswith(why)
+    assert str(folder) in caught.value.fix
+    shutil.rmtree(folder)
+    with RunFolder(tmp_path) as run:
+        assert (run.run_stage("x/one", writes("again", []), key={}) / "file").read_text() == "again"
+
+
+def test_a_name_is_given_once_everything_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files first, then the folders that name them, then the new name, then the folder that holds it."""
+    happened: list[str] = []
+    real_replace, real_sync = os.replace, os.fsync
+
+    def fsync(number: int) -> None:
+        happened.append(f"sync {Path(os.readlink(f'/proc/self/fd/{number}')).relative_to(tmp_path)}")
+        real_sync(number)
+
+    def replace(source: Any, target: Any) -> None:
+        happened.append(f"name {Path(target).relative_to(tmp_path)}")
+        real_replace(source, target)
+
+    work = tmp_path / "work"
+    (work / "deep").mkdir(parents=True)
+    (work / "deep" / "file").write_text("new")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "old").write_text("old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    publish(work, tmp_path / "kept")
+    named = happened.index("name kept")
+    assert set(happened[:named]) == {"sync work/deep/file", "sync work/deep", "sync work", "name .kept.old"}
+    assert happened[named + 1 :] == ["sync ."]
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == [
+        "kept",
+        "kept/deep",
+        "kept/deep/file",
+    ]
+    happened.clear()
+    write_atomic(tmp_path / "one", "text")
+    assert happened == ["sync .one.tmp", "name one", "sync ."]
+
+
+def test_a_clock_that_goes_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    with RunFolder(tmp_path) as run:
+        run.run_stage("one", writes("1", made), key={"a": 1})
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (4e9, 4e9))
+    monkeypatch.setattr("time.time", lambda: 1.0)
+    with RunFolder(tmp_path) as run:
+        run.run_stage("one", writes("2", made), key={"a": 1})
+        run.run_stage("two", writes("3", made), key={}, after=("one",))
+    assert made == ["1", "3"]
 
 
 def test_fresh_keeps_the_answers_alone(tmp_path: Path) -> None:
