@@ -56,7 +56,7 @@ class Health(Callback):
     ) -> None:
         """Judge the update that is about to be made."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0  # type: ignore[misc]
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters])) if parameters else 0.0
         why = self._trouble(trainer, norm)
         self._loss = None
         alike: Any = trainer.strategy.reduce_boolean_decision(why is not None, all=False)

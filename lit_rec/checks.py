@@ -34,6 +34,7 @@ CHOICES = {
     "agent.rewards": ("matrix", "online"),
     "agent.reward": ("ndcg", "mrr", "soft"),
     "agent.pick": ("ppo", "full_information", "best_fixed", "random", "none"),
+    "trainer.bad_updates": ("stop", "skip"),
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
 }
 AT_LEAST = {

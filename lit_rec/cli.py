@@ -18,6 +18,7 @@ from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
 from lit_rec.run.differing import check_same
+from lit_rec.stopping import stoppable
 
 COMMANDS = {
     "fit": "run the recipe: data, knowledge, rounds, final reranker, report; resumes where it was stopped",
@@ -41,7 +42,9 @@ OF_FINISHED = ("validate", "test", "predict", "export")  # commands that serve a
 AT_WORK = ("fit", *OF_FINISHED)  # commands that a cluster runs: --quiet, --json
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # how torchrun and Slurm number the copies of a command that they start
 FULL = (errno.ENOSPC, errno.EDQUOT)
-CODES = "Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted."
+CODES = """\
+Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted, 143 stopped by
+SIGTERM, 138 by SIGUSR1. After 128 and more the same command goes on."""
 EXAMPLES = """\
 Examples:
   python -m lit_rec fit --config configs/quickstart.yaml
@@ -148,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        0 when done, 2 for a mistake the user can mend (told in one message), 130 when interrupted; with --json 1 for a
-        defect, which is raised otherwise.
+        0 when done, 2 for a mistake the user can mend (told in one message), 130 when interrupted, 143 when stopped by
+        SIGTERM, 138 by SIGUSR1; with --json 1 for a defect, which is raised otherwise.
     """
     argv = sys.argv[1:] if argv is None else argv
     top = parser()
@@ -167,25 +170,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"`{args.command}` is left to process 0: {other}, and one process writes the output", file=sys.stderr)
         return 0
     as_json = getattr(args, "json", False)
-    try:
-        return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown], argv)
-    except UserError as error:
+    with stoppable() as stop:
+        try:
+            return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown], argv)
+        except KeyboardInterrupt:
+            pass
+        except SystemExit as end:
+            if not isinstance(end.__context__, KeyboardInterrupt):  # which Lightning's Trainer turns it into
+                raise
+        except Exception as error:
+            return _failed(error, as_json)
+    told = {"event": "interrupted", "message": str(stop), "code": stop.code}
+    print(json.dumps(told) if as_json else stop, file=sys.stderr)
+    return stop.code
+
+
+def _failed(error: Exception, as_json: bool) -> int:
+    """Say what went wrong; return the exit code. A defect is raised, unless it is told as JSON."""
+    if isinstance(error, UserError):
         return _tell(error, as_json)
-    except KeyboardInterrupt:
-        told = "interrupted; the same command resumes"
-        print(json.dumps({"event": "interrupted", "message": told, "code": 130}) if as_json else told, file=sys.stderr)
-        return 130
-    except Exception as error:
-        if lost := _lost(error):
-            print(lost, file=sys.stderr)
-            return 1
-        if _disk_trouble(error):
-            return _tell(_disk(error), as_json)
-        if not as_json:
-            raise
-        defect = {"event": "error", "code": 1, "what": repr(error), "traceback": traceback.format_exc()}
-        print(json.dumps(defect), file=sys.stderr)
+    if lost := _lost(error):
+        print(lost, file=sys.stderr)
         return 1
+    if _disk_trouble(error):
+        return _tell(_disk(error), as_json)
+    if not as_json:
+        raise error
+    defect = {"event": "error", "code": 1, "what": repr(error), "traceback": traceback.format_exc()}
+    print(json.dumps(defect), file=sys.stderr)
+    return 1
 
 
 def _other_rank() -> str:

@@ -93,6 +93,7 @@ class ServerConfig:
     concurrency: int = 16  # requests under way at a time, over all URLs
     timeout: float = 120.0  # seconds
     retries: int = 6
+    run_folder: str | None = None  # the run folder as servers see it, which load adapters from it; null: the same path
 
 
 @dataclass
@@ -208,9 +209,11 @@ class TrainerConfig:
     """The Lightning Trainer."""
 
     accelerator: str = "auto"
-    devices: int = 1  # processes on this machine, each with a GPU where there are any; torchrun and srun start their own
+    devices: int = 1  # processes on this machine, each with its GPU; torchrun and srun start their own
     precision: str = "auto"  # auto: bf16-mixed where the processor computes in it, else 32-true
     threads: int | None = None  # CPU threads; null: as many as the process may use
+    # stop | skip: what becomes of an update whose loss is no number or whose gradient explodes; it is never made
+    bad_updates: str = "stop"
 
 
 @dataclass

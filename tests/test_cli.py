@@ -173,7 +173,7 @@ class TestRun:
     def test_named_by_both_its_folder_and_its_experiment(
         self, run: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        """The run's own configuration counts; an experiment beside it has to describe the same run, wherever it lies."""
+        """The run's own configuration counts; an experiment beside it has to describe the same run."""
         both = ["--config", world.config, "--run", str(run), "--output", str(tmp_path / "ranked.parquet")]
         made_with = [*BARE, "policy.beta=0.3"]
         monkeypatch.setenv("RANK", "1")  # as torchrun numbers its processes

@@ -32,6 +32,30 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "__path__", [*callbacks.__path__, str(folder)])
 
 
+def test_ones_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder and the configuration of the README, word for word, as far as no model is needed."""
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n# make_teas.py\n(.*?)```", README, re.DOTALL)
+    config = re.search(r"```yaml\n# teas.yaml\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    assert config is not None
+    exec(compile(code[1], "make_teas.py", "exec"), {})
+    Path("teas.yaml").write_text(config[1])
+    assert main(["validate-data", "--config", "teas.yaml"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    wanted = ["users 60", "items 60 teas", "ratings 1,440", "2024-05-01 to 2024-05-24", "train 48 users"]
+    wanted += ["You know teas well.", "Consider kind, notes,", "user's tea preferences?", "none failed"]
+    for words in wanted:
+        assert words in out, out
+    assert "FAIL" not in out
+    with Path("teas/interactions.csv").open("a") as file:
+        file.write("u1,t1,9,2024-06-01\n")
+    where = "item t1 in teas/interactions.csv:1442"
+    assert_told(capsys, main(["validate-data", "--config", "teas.yaml"]), "ratings outside the scale", where)
+    assert main(["show-config", "--config", "teas.yaml"]) == 0
+    assert "item_noun: tea\n" in capsys.readouterr().out
+
+
 def test_the_parts_are_short() -> None:
     assert {*PARTS} == {"pointwise", "first_hit", "answer_words", "my_shop"}
     assert max(code.count("\n") for code in PARTS.values()) < 30

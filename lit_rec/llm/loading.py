@@ -5,12 +5,15 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
@@ -30,7 +33,7 @@ logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of 
 def native_bf16(device: torch.device | str) -> bool:
     """Whether bfloat16 arithmetic is done by the processor itself (emulated, it is slower than float32)."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.device(device).type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
@@ -38,7 +41,8 @@ def pick_dtype(name: str, device: torch.device | str) -> torch.dtype:
     """`auto` is bfloat16 where it is native, else float32."""
     if name == "auto":
         return torch.bfloat16 if native_bf16(device) else torch.float32
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def local_source(cfg: LLMConfig | EncoderConfig, key: str, cache: Path | None = None) -> str:
@@ -159,9 +163,7 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
                 bnb_4bit_use_double_quant=True,
             )
             extra["device_map"] = {"": device}
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation="sdpa", **SAFE, **extra
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **SAFE, **extra)
     except UserError:
         raise
     except Exception as error:
@@ -175,6 +177,35 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
     return model.eval(), tokenizer
 
 
+def write_merged(cfg: LLMConfig, adapter: Path, target: Path, cache: Path | None = None) -> Path:
+    """Write the whole model with an adapter merged into its full weights, unless it is there.
+
+    Args:
+        cfg: The model the adapter was trained on; quantised or not.
+        adapter: Folder that `PeftModel.from_pretrained` reads.
+        target: Folder for `from_pretrained`, and for servers.
+        cache: Where assets are kept.
+
+    Returns:
+        `target`.
+    """
+    if target.is_dir():
+        return target
+    from peft import PeftModel
+
+    whole: Any = OmegaConf.merge(OmegaConf.structured(cfg), {"quantization": None})
+    base, tokenizer = load_llm(whole, "cpu", cache)
+    work = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
+        model: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    model.save_pretrained(work, safe_serialization=True)
+    tokenizer.save_pretrained(work)
+    publish(work, target)
+    return target
+
+
 def fingerprint(source: str | Path, revision: str | None = None, key: str = "llm") -> str:
     """Identify a model by its files: configuration, names and sizes, first and last MiB of every weight file.
 
@@ -184,7 +215,7 @@ def fingerprint(source: str | Path, revision: str | None = None, key: str = "llm
     digest = hashlib.sha256()
     folder = Path(source)
     if not folder.is_dir():
-        from transformers.utils import cached_file
+        from transformers.utils import cached_file  # type: ignore[attr-defined]
 
         try:
             config = cached_file(str(source), "config.json", revision=revision)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import yaml
@@ -19,8 +20,9 @@ NOT_SHOWN = {"user_id", "zip", "zip_code"}
 
 
 @functools.cache
-def _file() -> dict:
-    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+def _file() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+    return found
 
 
 def user_words(template: str) -> str:

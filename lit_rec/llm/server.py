@@ -121,6 +121,13 @@ class ServerModel:
         """
         in_thread(lambda _: self._check(), lambda _: None, 1)
 
+    def keys(self, prompts: Sequence[Messages], counts: Sequence[int], settings: SamplingSettings) -> list[list[str]]:
+        """The keys of answers 0..counts[i]-1 to every prompt."""
+        shape = {**asdict(settings), "seed": self.seed}
+        return [
+            [answer_key(self.fingerprint, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)
+        ]
+
     def answers(
         self,
         prompts: Sequence[Messages],
@@ -146,10 +153,7 @@ class ServerModel:
             UserError: The servers cannot be reached, refuse the request or keep failing.
         """
         settings = settings or self.settings
-        shape = {**asdict(settings), "seed": self.seed}
-        keys = [
-            [answer_key(self.fingerprint, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)
-        ]
+        keys = self.keys(prompts, counts, settings)
         wanted = Counter(key for ks in keys for key in ks)
         todo = {key: p for p, ks in zip(prompts, keys, strict=True) for key in ks if key not in self.store}
         stored = sum(n for key, n in wanted.items() if key not in todo)

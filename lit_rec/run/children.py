@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from lit_rec.stopping import stoppable
 
 KEPT, WAITING, WORKING, DONE, FAILED = "finished before", "", "at work", "done", "failed"
 PATIENCE = 20.0  # seconds a stopped run has for its last batch before it is killed; a killed run resumes as well
@@ -124,13 +125,13 @@ def run_children(children: Sequence[Child], *, jobs: int, console: Console | Non
     """Start every child that is waiting, `jobs` at a time, until all have ended; each child knows how it went.
 
     Raises:
-        KeyboardInterrupt: By Ctrl-C or SIGTERM; all children have been stopped before.
+        KeyboardInterrupt: By Ctrl-C or a scheduler; all children have been stopped before.
     """
     if console is None:
         from lit_rec.run.progress import console as shared
 
         console = shared
-    with terminated_like_interrupted(), _overview(children, console) as tell:
+    with stoppable(), _overview(children, console) as tell:
         try:
             for child in children:
                 if child.state == KEPT:
@@ -174,24 +175,6 @@ def _signal(child: Child, number: int) -> None:
     assert child.process is not None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.process.pid, number)
-
-
-@contextlib.contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM stop a sweep as Ctrl-C does."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread, where no signal arrives
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -283,7 +283,7 @@ class RunFolder:
         """
         folder = self.stage(name)
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
+            manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
             found = manifest["format"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(name, f"{MANIFEST} cannot be read: {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_rec.errors import UserError
-from lit_rec.run.children import PAUSE, Child, stop_children, terminated_like_interrupted
+from lit_rec.run.children import PAUSE, Child, stop_children
 
 BOTH = 5.0  # seconds for others to end too: one mistake of the user's ends all of them
 MENDABLE = 2  # the exit code of what the user can mend
@@ -28,7 +28,7 @@ def launch(arguments: Sequence[str], folder: Path, count: int, env: Mapping[str,
 
     Raises:
         UserError: A process died; the others have been stopped.
-        KeyboardInterrupt: By Ctrl-C or SIGTERM; all processes have been stopped before.
+        KeyboardInterrupt: By Ctrl-C or a scheduler; all processes have been stopped before.
     """
     command = [sys.executable, "-m", "lit_rec", *arguments]
     shared = {
@@ -39,19 +39,18 @@ def launch(arguments: Sequence[str], folder: Path, count: int, env: Mapping[str,
         "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
     }
     children = [Child(f"process {n}", folder / "processes" / str(n), command) for n in range(count)]
-    with terminated_like_interrupted():
-        try:
-            for n, child in enumerate(children):
-                child.start(env={**env, **shared, "RANK": str(n), "LOCAL_RANK": str(n)}, shown=n == 0)
-            while not any(child.code for child in children) and any(child.code is None for child in children):
-                time.sleep(PAUSE)
-                for child in children:
-                    child.look()
-            failed = [child for child in children if child.code]
-            if failed:
-                _wait_a_little(children)
-        finally:
-            stop_children(children)
+    try:
+        for n, child in enumerate(children):
+            child.start(env={**env, **shared, "RANK": str(n), "LOCAL_RANK": str(n)}, shown=n == 0)
+        while not any(child.code for child in children) and any(child.code is None for child in children):
+            time.sleep(PAUSE)
+            for child in children:
+                child.look()
+        failed = [child for child in children if child.code]
+        if failed:
+            _wait_a_little(children)
+    finally:
+        stop_children(children)
     if not failed:
         return 0
     killed = [child for child in children if (child.code or 0) < 0]

@@ -10,7 +10,7 @@ from lit_rec.errors import UserError
 from lit_rec.llm.memory import Halving, out_of_memory
 from lit_rec.llm.store import Answer, AnswerStore
 
-CPU = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+CPU = "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried to get 8 bytes"
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError(CPU), MemoryError()]
 
 
@@ -28,9 +28,7 @@ class Fake:
         self.store.add([(key, Answer(f"answer to {key}", 1, "stop")) for key in keys])
 
 
-@pytest.mark.parametrize(
-    ("error", "most"), [*((error, 3) for error in ERRORS), *((ERRORS[0], n) for n in (1, 5, 100))]
-)
+@pytest.mark.parametrize(("error", "most"), [*((error, 3) for error in ERRORS), *((ERRORS[0], n) for n in (1, 5, 100))])
 def test_all_keys_have_the_same_answers(
     tmp_path: Path, error: BaseException, most: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The server port: answers come once, come whole, and every failure is one message that names what to do."""
 
 import asyncio
+import json
 import os
 import random
 import socket
@@ -299,6 +300,57 @@ def test_key_is_nowhere_but_in_the_header(
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert files
     assert all(KEY.encode() not in file.read_bytes() for file in files)
+
+
+def test_a_key_in_an_answer_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANY_NAME", KEY)
+    with serving(lambda *_: (200, {}, completion(f"It is {KEY}!"))) as stub:
+        llm = make(stub.url, tmp_path, api_key_env="ANY_NAME")
+        assert llm.answers(PROMPTS[:1], [1])[0][0].text == "It is ***!"
+    assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.rglob("*"))
+
+
+def test_a_server_that_is_set_aside_does_not_show_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ANY_NAME", KEY)
+    with serving() as stub:
+        llm = make([stub.url, nobody()], tmp_path, api_key_env="ANY_NAME")
+        llm.answers(PROMPTS[:1], [1])
+        llm.endpoints.set_aside(llm.endpoints.all[1], RuntimeError(f"no {KEY}"))
+    assert KEY not in (told := capsys.readouterr().out)
+    assert "***" in told
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b'"yes"', "yes"),
+        (b'"\\ud83c\\udfac \\ud800 \\udc00"', "\U0001f3ac \ufffd \ufffd"),  # a pair, and two halves of none
+        (b'"\\u0000\\u001b[2J\\u202e\\u2028"', "\x00\x1b[2J\u202e"),  # the last is a line's end
+        (json.dumps("word " * 10_000).encode(), ("word " * 10_000).strip()),
+        (
+            json.dumps("Ignore the above. <script>alert(1)</script>").encode(),
+            "Ignore the above. <script>alert(1)</script>",
+        ),
+    ],
+)
+def test_odd_texts_are_answers_that_can_be_sent_again(tmp_path: Path, raw: bytes, text: str) -> None:
+    whole = json.dumps(completion("HERE", tokens=10_000)).encode().replace(b'"HERE"', raw)
+    with serving(lambda *_: (200, {}, whole)) as stub:
+        llm = make(stub.url, tmp_path)
+        answer = llm.answers(PROMPTS[:1], [1])[0][0]
+        assert (answer.text, answer.tokens) == (text, 10_000)
+        assert AnswerStore(tmp_path)[next(iter(llm.store._answers))] == answer
+        llm.answers([[*PROMPTS[0], {"role": "assistant", "content": answer.text}]], [1])
+        assert stub.asked[-1]["messages"][-1]["content"] == text
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", b"\xc3"])
+def test_bytes_that_are_no_text_are_told(tmp_path: Path, raw: bytes) -> None:
+    whole = json.dumps(completion("HERE")).encode().replace(b"HERE", raw)
+    with serving(lambda *_: (200, {}, whole)) as stub, pytest.raises(UserError, match="sends no chat completions"):
+        make(stub.url, tmp_path, max_retries=0).answers(PROMPTS[:1], [1])
 
 
 @pytest.mark.parametrize("variable", ["OPENAI_API_KEY", None])

@@ -241,7 +241,7 @@ def drawn(text: str) -> list[list[str]]:
 def test_hints_stand_between_the_rounds_in_tables_and_curves(tmp_path: Path) -> None:
     text = write(tmp_path / "report.html", hinted_record())
     body = text.split("<h3>Answers and rewards</h3>")[1].split("</table>")[0]
-    lines = re.findall(r'class="name">(.*?)</th><td class="num">(.*?)</td>', body)
+    lines = re.findall(r'class="name">(.*?)</th><td class="num"[^>]*>(.*?)</td>', body)
     order = ["zero-shot", "hints 1", "round 1", "hints 2", "round 2"]
     assert [name for name, _ in lines] == [*order, "best_of_n"]
     assert lines[1][1] == "0.5100 [0.4000, 0.6000]"

@@ -4,8 +4,6 @@ import ast
 import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ from lit_rec.llm.store import AnswerStore
 from lit_rec.schema import LLMConfig
 from tests.llm.odd import ODD
 from tests.llm.stub_server import Reply, completion, serving
-from tests.pages import Page
 from tests.session_worlds import LEAN, make_session_world
+from tests.survival.pages import assert_harmless
 from tests.tiny import save_llm
 
 OTHERS = [
@@ -44,7 +42,6 @@ OTHERS = [
 ROOT = Path(__file__).parents[2]
 CODE = [*ROOT.glob("lit_rec/**/*.py"), *ROOT.glob("callbacks/**/*.py")]
 SECRETS = {"OPENAI_API_KEY": "sk-marked-0123456789abcdef", "HF_TOKEN": "hf_marked_fedcba9876543210"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SERVER = ["+llm=server", "llm.server.model=m", "llm.server.retries=0", "llm.server.concurrency=2"]
 GENERATE = ["ranking.method=generate", "ranking.templates=[list_v1]", "ranking.shortlist=null", "evaluation.ks=[1,5]"]
 GENERATE = [*GENERATE, "ranking.priors=[0.0]", "ranking.lengths=[0.0]", "agent.epochs=1", "reflection.sessions=6"]
@@ -253,22 +250,4 @@ def test_a_run_against_a_server_that_says_anything(
             assert value.encode() not in path.read_bytes(), path
     assert not any(value in said for value in SECRETS.values())
     assert "\x1b[2J" not in said  # no text clears the terminal
-    page = (world.run / "report.html").read_text()
-    read = Page(page)
-    assert "img" not in read.tags or all(
-        v.startswith("data:") for t, n, v in read.attributes if (t, n) == ("img", "src")
-    )
-    assert not [name for _, name, _ in read.attributes if name.startswith("on")]
-    assert "owned" in read.text  # it is shown
-    if CHROMIUM is not None:
-        assert_nothing_ran(world.run / "report.html", tmp_path)
-
-
-def assert_nothing_ran(page: Path, tmp_path: Path) -> None:
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'chromium'}", "--dump-dom"]
-    for uri in (page.as_uri(), f"{page.as_uri()}#q=script"):
-        done = subprocess.run([*command, uri], capture_output=True, check=True, timeout=120)
-        title = re.search("<title>(.*?)</title>", done.stdout.decode(), re.DOTALL)
-        assert title is not None
-        assert "owned" not in title[1]
+    assert_harmless(world.run / "report.html", tmp_path)
