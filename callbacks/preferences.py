@@ -56,11 +56,13 @@ def reference_logps(policy: DPOPolicy, examples: list[Example], batch_size: int)
     training = policy.training
     policy.eval()
     with step("reference log-probabilities", len(examples), "pairs") as progress:
-        for start in distributed.share(range(0, len(order), 2 * batch_size)):
+        for start in policy.llm.share(range(0, len(order), 2 * batch_size)):
             rows = order[start : start + 2 * batch_size]
             batch = {k: v.to(policy.device) for k, v in collate([examples[i] for i in rows]).items()}
             with policy.llm.reference(policy.cfg.reference), policy.trainer.precision_plugin.forward_context():
                 logps[rows] = answer_logps(policy.model, batch).cpu()
             progress(len(rows))
     policy.train(training)
+    if policy.llm.sharded:
+        return logps
     return torch.stack(distributed.gathered(logps)).sum(0)  # each process has filled in its share

@@ -28,6 +28,7 @@ CHOICES = {
     "policy.schedule": ("linear", "constant"),
     "evaluation.selection": ("validation", "last", "test_kar"),
     "llm.quantization": (None, "nf4"),
+    "trainer.strategy": ("ddp", "fsdp"),
     "llm.dtype": ("auto", "float32", "bfloat16", "float16"),
     "encoder.dtype": ("auto", "float32", "bfloat16", "float16"),
     "ranking.method": ("likelihood", "generate"),
@@ -38,7 +39,6 @@ CHOICES = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"),
 }
 AT_LEAST = {
-    "trainer.devices": 1,
     "lists.history": 1,
     "lists.real": 1,
     "lists.size": 2,
@@ -129,6 +129,10 @@ def check(cfg: DictConfig) -> None:
     for key in SHARES:
         if has_key(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
             raise _bad(key, value, "above 0 and at most 1")
+    if cfg.trainer.devices != -1 and cfg.trainer.devices < 1:
+        raise _bad("trainer.devices", cfg.trainer.devices, "at least 1, or -1 for every GPU of this machine")
+    if cfg.trainer.strategy == "fsdp" and cfg.llm.quantization is not None:
+        raise _bad("llm.quantization", cfg.llm.quantization, "null with trainer.strategy=fsdp, or strategy=ddp")
     if unknown := sorted({*cfg.logging.to} - {*LOGGERS}):
         raise _bad("logging.to", unknown[0], "; ".join(LOGGERS))
     if has_key(cfg, "agent.exploration") and not 0 <= cfg.agent.exploration < 1:

@@ -124,7 +124,8 @@ def _add_several(commands: Any, raw: dict[str, Any]) -> None:
     sub.add_argument("--fresh", action="store_true", help="start anew in every run folder; LLM answers are kept")
     raw = {**raw, "epilog": CODES}
     sub = commands.add_parser("report", help=SEVERAL["report"], description=SEVERAL["report"], **raw)
-    sub.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run, or of a sweep")
+    told = "folder of a finished run, or of a sweep; none: the newest run below runs/, with the report that it has"
+    sub.add_argument("runs", nargs="*", metavar="RUN", help=told)
     sub.add_argument("--output", default="runs_report.html", metavar="FILE", help="the page (default: %(default)s)")
     sub.add_argument("--open", action="store_true", help="show the page in the browser")
 
@@ -228,10 +229,11 @@ def _one(args: argparse.Namespace, overrides: list[str], argv: Sequence[str]) ->
         from lit_rec import distributed
 
         place = distributed.discover()
-        if place is None and cfg.trainer.devices > 1:
-            from lit_rec.run.launch import launch
+        if place is None and cfg.trainer.devices != 1:
+            from lit_rec.run.launch import devices_here, launch
 
-            return launch(argv, Path(cfg.run.dir), cfg.trainer.devices)
+            if (count := devices_here(cfg.trainer.devices)) > 1:
+                return launch(argv, Path(cfg.run.dir), count)
         distributed.check(place, cfg.trainer.devices)
         distributed.start(place)
     from lit_rec.run import commands
@@ -281,11 +283,16 @@ def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
         from lit_rec.run.sweep import sweep
 
         return sweep(args.config, [*args.overrides, *unknown], jobs=args.jobs, fresh=args.fresh)
-    from lit_rec.run.many_report import report_runs
+    if args.runs:
+        from lit_rec.run.many_report import report_runs
 
-    report_runs(args.runs, Path(args.output))
-    if args.open and not webbrowser.open(Path(args.output).resolve().as_uri()):
-        print(f"no browser could be started; open {args.output}", file=sys.stderr)
+        page = Path(args.output)
+        report_runs(args.runs, page)
+    else:
+        page = _newest_report()
+        print(f"Report: {page}")
+    if args.open and not webbrowser.open(page.resolve().as_uri()):
+        print(f"no browser could be started; open {page}", file=sys.stderr)
     return 0
 
 
@@ -297,6 +304,14 @@ def _lost(error: Exception) -> str:
     return (
         f"process {os.environ.get('RANK')} stops: another process of the run has ended ({str(error).splitlines()[0]})"
     )
+
+
+def _newest_report() -> Path:
+    """The report of the run below runs/ that was finished last."""
+    pages = sorted(Path("runs").glob("*/report.html"), key=lambda page: page.stat().st_mtime)
+    if not pages:
+        raise UserError("no run below runs/ is finished", where="RUN", fix="name the folder of a finished run")
+    return pages[-1]
 
 
 def _disk_trouble(error: Exception) -> bool:

@@ -65,12 +65,12 @@ def discover(env: Mapping[str, str] = os.environ) -> Place | None:
 
 
 def check(found: Place | None, devices: int) -> None:
-    """Hold what a launcher has started against `trainer.devices`; 1 leaves it to the launcher.
+    """Hold what a launcher has started against `trainer.devices`; 1 and -1 leave it to the launcher.
 
     Raises:
         UserError: They do not fit.
     """
-    if found is not None and devices not in (1, found.local_size):
+    if found is not None and devices not in (-1, 1, found.local_size):
         raise UserError(
             f"the launcher started {found.local_size} processes on this machine",
             where=f"config key trainer.devices: {devices}",

@@ -209,7 +209,8 @@ class TrainerConfig:
     """The Lightning Trainer."""
 
     accelerator: str = "auto"
-    devices: int = 1  # processes on this machine, each with its GPU; torchrun and srun start their own
+    devices: int = 1  # processes on this machine, each with its GPU (-1: all); torchrun and srun start their own
+    strategy: str = "ddp"  # ddp | fsdp (the LLM's frozen weights are cut among the processes)
     precision: str = "auto"  # auto: bf16-mixed where the processor computes in it, else 32-true
     threads: int | None = None  # CPU threads; null: as many as the process may use
     # stop | skip: what becomes of an update whose loss is no number or whose gradient explodes; it is never made

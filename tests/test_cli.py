@@ -283,6 +283,22 @@ def test_completion(line: str, wanted: set[str], unwanted: set[str], tmp_path: P
     assert not unwanted & found
 
 
+def test_report_of_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda page: opened.append(page) or True)
+    assert_told(capsys, main(["report", "--open"]), "no run below runs/ is finished")
+    for age, name in enumerate(("b", "c", "a")):
+        page = tmp_path / "runs" / name / "report.html"
+        page.parent.mkdir(parents=True)
+        page.touch()
+        os.utime(page, (9, 9 - age))
+    assert main(["report"]) == 0
+    assert opened == []
+    assert main(["report", "--open"]) == 0
+    assert opened == [f"file://{tmp_path}/runs/b/report.html"]
+
+
 def test_unknown_option_is_refused(line: list[str], capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*line, "--frehs"])

@@ -134,7 +134,7 @@ def results(run: Path) -> Iterator[tuple[Any, float]]:
         yield tuple(row[name] for name in ("row", "split", "metric", "convention", "unit")), row["mean"]
 
 
-def test_one_is_killed_and_the_same_command_comes_to_the_results_of_one(world: World) -> None:
+def test_one_is_killed_and_two_still_come_to_the_results_of_one(world: World) -> None:
     run = world.root / "two"
     going = start(world, f"run.dir={run}")
     try:
@@ -152,7 +152,7 @@ def test_one_is_killed_and_the_same_command_comes_to_the_results_of_one(world: W
     assert not [p for p in psutil.process_iter() if str(run) in " ".join(_command(p))], "somebody is left"
     answers = (run / "answers/answers.jsonl").read_bytes()
 
-    again = start(world, f"run.dir={run}")
+    again = start(world, f"run.dir={run}", "trainer.strategy=fsdp")  # how the work is shared out may change in between
     out, said = again.communicate(timeout=300)
     assert again.returncode == 0, out + said
     assert (run / "answers/answers.jsonl").read_bytes().startswith(answers)  # nothing is asked for twice

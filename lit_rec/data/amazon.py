@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
-from lit_rec.data.canonical import RatingsData, bad_line, canonical, need_file, stat_of, whole_text
+from lit_rec.data.canonical import RatingsData, bad_line, canonical, need_file, stat_of
 from lit_rec.errors import UserError
+from lit_rec.texts import whole_text
 
 SCRIPT = re.compile(r"^var \w+ ?=|<script|<style", re.IGNORECASE)  # parts of the page that were taken for a title
 ASIN = re.compile(rb'"asin"\s*:\s*"([^"\\]*)"')  # inside a text the quotes would be escaped

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lit_rec.data.canonical import need_file, stat_of, whole_text
+from lit_rec.data.canonical import need_file, stat_of
 from lit_rec.data.session_sets import (
     ItemSource,
     ItemTable,
@@ -25,6 +25,7 @@ from lit_rec.data.session_sets import (
     part_size,
 )
 from lit_rec.errors import UserError
+from lit_rec.texts import whole_text
 
 
 class TitleFile:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -19,9 +19,11 @@ from lit_rec import distributed
 from lit_rec.llm.loading import fingerprint, load_llm, local_source
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.sampler import Sampler, SamplingSettings
+from lit_rec.llm.sharding import shard_frozen
 from lit_rec.llm.store import Answer, AnswerStore, answer_key
 from lit_rec.schema import LLMConfig, LoraConfig
 
+T = TypeVar("T")
 BASE = "base"  # the adapter name of the untrained model in answer keys
 
 
@@ -34,13 +36,23 @@ class LanguageModel:
         store: Where answers are kept.
         device: "cpu", "cuda:0" ...
         seed: Of the adapter's initial weights and of the sampling.
+        sharded: Cut the frozen weights among the processes; all of them then write every answer, in step.
         cache: Where assets are kept.
     """
 
     def __init__(
-        self, cfg: LLMConfig, lora: LoraConfig, store: AnswerStore, *, device: str, seed: int, cache: Path | None = None
+        self,
+        cfg: LLMConfig,
+        lora: LoraConfig,
+        store: AnswerStore,
+        *,
+        device: str,
+        seed: int,
+        cache: Path | None = None,
+        sharded: bool = False,
     ) -> None:
         self.cfg, self.lora, self.store, self.device, self.seed, self.cache = cfg, lora, store, device, seed, cache
+        self.sharded = sharded
         self.settings = SamplingSettings(cfg.max_new_tokens, cfg.temperature, cfg.top_p)
         self.adapter = BASE
 
@@ -57,7 +69,7 @@ class LanguageModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, dict[str, Tensor]]:
-        base, tokenizer = load_llm(self.cfg, self.device, self.cache)
+        base, tokenizer = load_llm(self.cfg, self.device if not self.sharded else "cpu", self.cache)
         targets: Any = self.lora.targets if self.lora.targets == "all-linear" else self.lora.targets.split(",")
         config = PeftLoraConfig(
             r=self.lora.r,
@@ -71,7 +83,9 @@ class LanguageModel:
             warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
             torch.manual_seed(self.seed)
             model = get_peft_model(base, config)
-        if self.cfg.quantization is None:
+        if self.sharded:
+            shard_frozen(model, self.device)
+        elif self.cfg.quantization is None:
             model = model.to(self.device)
         model.eval()
         initial = {name: t.detach().clone() for name, t in get_peft_model_state_dict(model).items()}
@@ -137,13 +151,13 @@ class LanguageModel:
         """The adapter off (untrained) or merged into the weights (two matrix products less per layer and token).
 
         Un-merging leaves rounding behind, and a resumed run must see the very same weights: they are set aside and
-        put back instead. Quantised weights stay as they are.
+        put back instead. Weights that are quantised or cut stay as they are.
         """
         if self.adapter == BASE:
             with self.model.disable_adapter():
                 yield
             return
-        if self.cfg.quantization is not None:
+        if self.cfg.quantization is not None or self.sharded:
             yield
             return
         layers: list[Any] = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
@@ -225,7 +239,7 @@ class LanguageModel:
             lacking[i] = [j for j, key in enumerate(keys[i]) if key in left]
             left.difference_update(keys[i])
         found: dict[str, Answer] = {}
-        for todo in distributed.share([todo for batch in batches if (todo := [i for i in batch if lacking[i]])]):
+        for todo in self.share([todo for batch in batches if (todo := [i for i in batch if lacking[i]])]):
             luck = "".join(chances[i][j] for i in todo for j in lacking[i])
             seed = int(hashlib.sha256(luck.encode()).hexdigest()[:12], 16)
             drawn = sampler.sample([tokens[i] for i in todo], [len(lacking[i]) for i in todo], seed)
@@ -234,11 +248,16 @@ class LanguageModel:
                 for i, answers in zip(todo, drawn, strict=True)
                 for j, ids in zip(lacking[i], answers, strict=True)
             ]
-            self.store.add(new)
+            if not self.sharded or distributed.main():
+                self.store.add(new)
             found.update(new)
             if progress is not None:
                 progress(len(new), sum(answer.tokens for _, answer in new))
         return found
+
+    def share(self, batches: Sequence[T]) -> Sequence[T]:
+        """The batches that are this process's to run through the model: a share, or all where the model is cut."""
+        return batches if self.sharded else distributed.share(batches)
 
     def _answer(self, ids: list[int], stop: Tensor) -> Answer:
         ended = bool(ids) and ids[-1] in stop.tolist()

@@ -140,7 +140,7 @@ class TitleScorer:
             try:
                 with self.llm.for_sampling(), torch.inference_mode():
                     todo = _first(_batches(groups, self.batch_tokens), keys, lacking)
-                    found = [self._work(groups, keys, batch, progress) for batch in distributed.share(todo)]
+                    found = [self._work(groups, keys, batch, progress) for batch in self.llm.share(todo)]
             finally:
                 self.llm.model.train(training)
             for answers in distributed.gathered({key: answer for batch in found for key, answer in batch.items()}):
@@ -167,7 +167,8 @@ class TitleScorer:
                 )
         before = self.computed
         found = self._forward(list(rows.values()))
-        self.llm.store.add(found.items())
+        if not self.llm.sharded or distributed.main():
+            self.llm.store.add(found.items())
         if progress is not None:
             progress(len(found), self.computed - before)
         return found

@@ -13,7 +13,6 @@ from openai import APIConnectionError, OpenAIError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from lit_rec import distributed
-from lit_rec.data.canonical import whole_text
 from lit_rec.errors import UserError
 from lit_rec.llm.background import in_thread
 from lit_rec.llm.endpoints import (
@@ -307,7 +306,7 @@ class ServerModel:
         self.usage.unmetered += not all(isinstance(n, int) for n in told)
         self.usage.prompt_tokens += prompt_tokens
         self.usage.completion_tokens += tokens
-        text = hide_key(whole_text(text), read_key(self.api_key_env)).strip()  # it is kept, shown and sent again
+        text = hide_key(text, read_key(self.api_key_env)).strip()  # it is kept, shown and sent again
         self.usage.empty += not text
         return Answer(text=text, tokens=tokens, finish=finish)
 

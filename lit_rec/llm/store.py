@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from lit_rec.errors import UserError
 from lit_rec.run.folder import FULL, sync
+from lit_rec.texts import whole_text
 
 BLOCK = 1 << 16  # bytes read at a time while looking for the last newline
 
@@ -23,7 +24,7 @@ class Answer:
     """One answer.
 
     Attributes:
-        text: What the LLM said, without special tokens.
+        text: What the LLM said, without special tokens; half a surrogate pair, which nobody can write, becomes U+FFFD.
         tokens: New tokens it took.
         finish: "stop" (the LLM ended) or "length" (it was cut).
     """
@@ -31,6 +32,10 @@ class Answer:
     text: str
     tokens: int
     finish: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str):
+            object.__setattr__(self, "text", whole_text(self.text))
 
 
 def answer_key(model: str, prompt: Sequence[Mapping[str, str]], settings: Mapping[str, Any], sample: int) -> str:

@@ -21,7 +21,7 @@ from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
-from lit_rec.recipes.models import Models, by_one
+from lit_rec.recipes.models import Models, by_one, sharded
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import step
 
@@ -37,7 +37,13 @@ class Ground(Models):
     def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
         super().__init__(cfg, run)
         self.llm = LanguageModel(
-            cfg.llm, cfg.policy.lora, self.store, device=self.device, seed=cfg.seed, cache=self.cache
+            cfg.llm,
+            cfg.policy.lora,
+            self.store,
+            device=self.device,
+            seed=cfg.seed,
+            cache=self.cache,
+            sharded=sharded(cfg),
         )
 
     # --- data ---------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ def pick_device(accelerator: str) -> str:
     if accelerator == "cpu" or not torch.cuda.is_available():
         return "cpu"
     here, there = distributed.place().local_rank, torch.cuda.device_count()
+    if there == 1:  # the scheduler shows each process its own
+        return "cuda:0"
     if here >= there:
         raise UserError(
             f"process {here} of this machine has no GPU",
@@ -49,6 +51,11 @@ def pick_device(accelerator: str) -> str:
             fix=f"use trainer.devices={there}, or trainer.accelerator=cpu",
         )
     return f"cuda:{here}"
+
+
+def sharded(cfg: DictConfig) -> bool:
+    """Whether the language model is cut among the processes."""
+    return bool(cfg.trainer.strategy == "fsdp" and distributed.size() > 1)
 
 
 def by_one(device: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lit_rec.llm.ranking import RankingPrompts
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.llm.server import ServerModel
 from lit_rec.metrics.sessions import rank_metrics, target_ranks
-from lit_rec.recipes.models import Models
+from lit_rec.recipes.models import Models, sharded
 from lit_rec.run.progress import step
 from lit_rec.schema import LoraConfig
 
@@ -81,7 +81,15 @@ class SessionGround(Models):
         """The frozen LLM: in process, or behind a server."""
         c, s = self.cfg.llm, self.cfg.llm.server
         if s is None:
-            return LanguageModel(c, LoraConfig(), self.store, device=self.device, seed=self.cfg.seed, cache=self.cache)
+            return LanguageModel(
+                c,
+                LoraConfig(),
+                self.store,
+                device=self.device,
+                seed=self.cfg.seed,
+                cache=self.cache,
+                sharded=sharded(self.cfg),
+            )
         server = ServerModel(
             s.model,
             list(s.urls),

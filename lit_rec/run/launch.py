@@ -60,6 +60,15 @@ def launch(arguments: Sequence[str], folder: Path, count: int, env: Mapping[str,
     raise _died((killed or failed)[0])
 
 
+def devices_here(devices: int) -> int:
+    """Processes that `trainer.devices` means: -1 is one for each GPU, and one where there is none."""
+    if devices != -1:
+        return devices
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def _wait_a_little(children: Sequence[Child]) -> None:
     """What is wrong for all of them the first process tells; who was killed is seen to end a moment later."""
     limit = time.monotonic() + BOTH

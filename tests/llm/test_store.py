@@ -89,7 +89,7 @@ def test_every_change_of_an_answer_is_noticed(tmp_path: Path) -> None:
 
 def test_what_the_first_versions_wrote_is_read(tmp_path: Path) -> None:
     (tmp_path / "answers.jsonl").write_text('{"a": {"text": "x\\ud800", "tokens": 1, "finish": "stop"}}\n')
-    assert AnswerStore(tmp_path)["a"] == Answer("x\ud800", 1, "stop")
+    assert AnswerStore(tmp_path)["a"].text == "x\ufffd"
 
 
 def test_a_write_that_fails_adds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_what_another_killed_run_left_is_cut_before_a_batch_is_added(tmp_path: P
 
 @pytest.mark.parametrize(
     "text",
-    ["", "\ud800 lone", "\x00\x01\x1b[31m\x7f", "line\nnew\rline\u2028end\x85", "Amélie – 千と千尋 🎬", '{"a": "\\'],
+    ["", "\ufffd lone", "\x00\x01\x1b[31m\x7f", "line\nnew\rline\u2028end\x85", "Amélie – 千と千尋 🎬", '{"a": "\\'],
 )
 def test_any_text_survives(tmp_path: Path, text: str) -> None:
     AnswerStore(tmp_path).add([("k", Answer(text, 1, "length"))])
@@ -131,6 +131,11 @@ def test_any_text_survives(tmp_path: Path, text: str) -> None:
     again = AnswerStore(tmp_path)
     assert again["k"].text == text
     assert "later" in again
+
+
+def test_half_a_pair_becomes_what_can_be_written(tmp_path: Path) -> None:
+    AnswerStore(tmp_path).add([("k", Answer("\ud83c\udfac \ud800", 1, "stop"))])
+    assert AnswerStore(tmp_path)["k"] == Answer("\U0001f3ac \ufffd", 1, "stop")
 
 
 def test_keys_differ_by_everything_that_shapes_an_answer() -> None:
