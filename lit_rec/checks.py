@@ -189,8 +189,9 @@ def _check_rlrf(cfg: DictConfig) -> None:
         _numbers(cfg, key, int(key == "evaluation.ks"))
     if not re.fullmatch(rf"({'|'.join(METRIC_NAMES)})@[1-9]\d*", cfg.reranker.metric):
         raise _bad("reranker.metric", cfg.reranker.metric, f"one of {', '.join(METRIC_NAMES)} with a cut-off: ndcg@5")
-    if cfg.pairs.max_pairs is not None and cfg.pairs.max_pairs < 1:
-        raise _bad("pairs.max_pairs", cfg.pairs.max_pairs, "at least 1, or null for all")
+    for key in ("pairs.users", "pairs.max_pairs"):
+        if (most := OmegaConf.select(cfg, key)) is not None and most < 1:
+            raise _bad(key, most, "at least 1, or null for all")
     for key in ("evaluation.test", "evaluation.validation"):
         if not 0 <= OmegaConf.select(cfg, key) < 1:
             raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")

@@ -284,6 +284,17 @@ class TestVariants:
         run = self.fit(world, tmp_path, "knowledge.encode=kar", "evaluation.inputs=[answer,both]")
         assert rows(run) == {"round_1", "round_1_answer", "round_1_both"}
 
+    def test_pairs_of_a_sample_of_users(self, world: World, tmp_path: Path) -> None:
+        run = self.fit(world, tmp_path, "pairs.users=5", "policy.rounds=2")
+        for state, most in (("zero_shot", 3), ("round_1", 3), ("round_2", 1)):
+            answers = pl.read_parquet(run / f"stages/fold_0/{state}/answers/answers.parquet")
+            by_user = answers.group_by("user", "split").len()
+            assert len(by_user) == USERS  # everybody is described
+            assert len(by_user.filter(pl.col("len") == 3)) == (5 if most == 3 else 0)
+            assert set(by_user.filter(pl.col("len") > 1)["split"]) <= {"train"}
+        counts = json.loads((run / "stages/fold_0/zero_shot/pairs_best_worst/counts.json").read_text())
+        assert counts["users"] == 5
+
     def test_refreshed_reward(self, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, "reward.refresh=true", "policy.rounds=2")
         assert (run / "stages/fold_0/round_1/reward_model/manifest.json").is_file()

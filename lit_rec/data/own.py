@@ -21,9 +21,9 @@ class Folder(AtomicFiles):
     """Interactions, items and users in a folder, each as CSV, Parquet or RecBole's atomic file.
 
     `interactions.csv` (user_id, item_id, rating, timestamp), and where they exist `items.csv` (item_id, title and what
-    else is known) and `users.csv` (user_id and what else is known); `.parquet` in place of `.csv`; or `interactions.inter`,
-    `items.item`, `users.user`, or whatever name RecBole's atomic files have. Times are seconds, or dates and times (as
-    UTC where they do not say).
+    else is known) and `users.csv` (user_id and what else is known); `.parquet` in place of `.csv`; or RecBole's atomic
+    files, whatever their name: `interactions.inter`, `shop.item`. Times are seconds, or dates and times (UTC where
+    they do not say).
 
     Args:
         root: The folder.

@@ -183,7 +183,7 @@ class PreferenceDataModule(L.LightningDataModule):
         """Batches of one process in a whole update: the processes share its pairs."""
         return math.ceil(self.accumulate / distributed.size())
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the present round in the order of the present epoch."""
         sampler = PairBatches([e.length for e in self.examples], self.batch_size, self.seed)
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)

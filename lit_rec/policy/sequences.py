@@ -1,20 +1,26 @@
 """A prompt and its answers as ONE sequence: the prompt, which every answer needs, is computed once.
 
-Layout of a row: [padding, prompt | answer 1, padding | answer 2, padding | ...]. Answers see the prompt and
+Layout of a row: [prompt, padding | answer 1, padding | answer 2, padding | ...]. Answers see the prompt and
 themselves, not each other; their positions restart where the prompt ends. Answers begin at the same columns in every
-row, so the columns whose logits are needed are the same for the whole batch and the language-model head runs on
-those alone.
+row, so the columns whose logits are needed are nearly the same for the whole batch (prompts end in several) and the
+language-model head runs on those alone. Prompts are plainly causal, so that attention skips what lies ahead of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from lit_rec.llm.sampler import check_window
+
+_SHARED = "lit_rec_shared_prompt"  # our attention's name among those of transformers
+_layout: ContextVar["_Layout"] = ContextVar("layout")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
 
     Returns:
         input_ids, position_ids [B, T]; attention_mask [B, 1, T, T] bool; columns [S], whose logits are needed;
-        targets and target_mask [B, K, A]; source [K, A], the place in `columns` that predicts each target.
+        targets and target_mask [B, K, A]; source [B, K, A], the place in `columns` that predicts each target;
+        prompt_width [], the columns of the prompts.
     """
     rows, count = len(examples), len(examples[0].answers)
     start = max(len(e.prompt) for e in examples)
@@ -63,7 +70,7 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     target_mask = torch.zeros(rows, count, longest, dtype=torch.bool)
     for b, example in enumerate(examples):
         n = len(example.prompt)
-        pieces = [(start - n, 0, example.prompt, 0)]
+        pieces = [(0, 0, example.prompt, 0)]
         for k, answer in enumerate(example.answers):
             pieces.append((start + sum(widths[:k]), n, answer, k + 1))
             targets[b, k, : len(answer)] = torch.tensor(answer)
@@ -77,10 +84,12 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
     visible = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
     mask = causal & visible & (part >= 0)[:, None, :]
     mask |= torch.eye(total, dtype=torch.bool)  # padding sees itself, so that its softmax is defined
-    columns, source = [start - 1], torch.zeros(count, longest, dtype=torch.long)
+    columns = sorted({len(e.prompt) - 1 for e in examples})  # where prompts end, and what follows is an answer's start
+    source = torch.zeros(rows, count, longest, dtype=torch.long)
+    source[:, :, 0] = torch.tensor([columns.index(len(e.prompt) - 1) for e in examples])[:, None]
     for k, width in enumerate(widths):
         first = start + sum(widths[:k])
-        source[k, 1:width] = torch.arange(width - 1) + len(columns)
+        source[:, k, 1:width] = torch.arange(width - 1) + len(columns)
         columns.extend(range(first, first + width - 1))
     return {
         "input_ids": ids,
@@ -90,7 +99,85 @@ def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
         "source": source,
         "targets": targets,
         "target_mask": target_mask,
+        "prompt_width": torch.tensor(start),
     }
+
+
+class _Layout:
+    """The columns of the prompts, and the answers' mask as numbers to add: made once, kept once for all layers."""
+
+    def __init__(self, width: int, mask: Tensor) -> None:
+        self.width, self._mask = width, mask[:, :, width:]
+        self._added: dict[torch.dtype, Tensor] = {}
+
+    def added(self, dtype: torch.dtype) -> Tensor:
+        """[B, 1, T - width, T]: 0 where an answer sees a key, minus infinity elsewhere."""
+        if dtype not in self._added:
+            zeros = torch.zeros(self._mask.shape, dtype=dtype, device=self._mask.device)
+            self._added[dtype] = zeros.masked_fill_(~self._mask, -torch.inf)
+        return self._added[dtype]
+
+
+def _shared_prompt_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of rows laid out as above: prompts among themselves, causally; answers over everything, by the mask.
+
+    A kernel that is given a mask computes all pairs, one that is told "causal" half of them (and on a GPU it is the
+    fast one). The prompt's queries need no key of an answer either.
+
+    Args:
+        module: The attention layer.
+        query: [B, heads, T, d].
+        key: [B, key heads, T, d], and so is value.
+        value: See key.
+        attention_mask: [B, 1, T, T] bool; the layout holds what is needed of it.
+        dropout: Of the attention weights.
+        scaling: Of the scores.
+
+    Returns:
+        [B, T, heads, d], and no weights.
+    """
+    layout, groups = _layout.get(), query.shape[1] // key.shape[1]
+    width = layout.width
+    key, value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
+    before = (query[:, :, :width], key[:, :, :width], value[:, :, :width])
+    prompt = F.scaled_dot_product_attention(*before, is_causal=True, dropout_p=dropout, scale=scaling)
+    mask = layout.added(query.dtype)
+    answers = F.scaled_dot_product_attention(
+        query[:, :, width:], key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    return torch.cat([prompt, answers], dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_SHARED, _shared_prompt_attention)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _attention(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[None]:
+    """The model attends by `_shared_prompt_attention` meanwhile, where that is its usual attention in two parts.
+
+    With gradient checkpointing layers run again in the backward pass, outside of this context: the mask does it all.
+    """
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    usual = config._attn_implementation
+    if usual != "sdpa" or getattr(model, "is_gradient_checkpointing", False):
+        yield
+        return
+    token = _layout.set(_Layout(int(batch["prompt_width"]), batch["attention_mask"]))
+    config._attn_implementation = _SHARED
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+        _layout.reset(token)
 
 
 def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -104,16 +191,16 @@ def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         [B, K] float32.
     """
     check_window(model.config, batch["input_ids"].shape[1])  # type: ignore[arg-type]
-    out = model(
-        batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        position_ids=batch["position_ids"],
-        logits_to_keep=batch["columns"],
-        use_cache=False,
-    )
+    with _attention(model, batch):
+        out = model(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            logits_to_keep=batch["columns"],
+            use_cache=False,
+        )
     mask = batch["target_mask"]
-    row, answer, place = mask.nonzero(as_tuple=True)
-    logits = out.logits[row, batch["source"][answer, place]].float()
+    logits = out.logits[mask.nonzero()[:, 0], batch["source"][mask]].float()
     token_logps = -F.cross_entropy(logits, batch["targets"][mask], reduction="none")
     logps = token_logps.new_zeros(mask.shape)
     logps[mask] = token_logps

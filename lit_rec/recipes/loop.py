@@ -7,6 +7,7 @@ What differs where hints stand in the prompts is in `lit_rec.recipes.unified`.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ class Loop:
         following = {"zero_shot", *(f"round_{k}" for k in range(1, self.cfg.policy.rounds))}
         return self.cfg.pairs.samples if state in following and self.cfg.policy.rounds > 0 else 1
 
+    @cached_property
+    def paired(self) -> set[int]:
+        """The training users whose answers make pairs: all, or a sample, which is enough to tune an LLM by."""
+        train, wanted = self.splits.train, self.cfg.pairs.users
+        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.cfg.seed))
+        return set(train[drawn[:wanted]].tolist())
+
     # --- what hints change --------------------------------------------------------------------------------------------
 
     def prompts_of(self, state: str, users: Sequence[int]) -> list[Messages]:
@@ -109,7 +117,9 @@ class Loop:
     # --- texts --------------------------------------------------------------------------------------------------------
 
     def answers(self, state: str) -> pl.DataFrame:
-        """The LLM's answers in this state: N per training user, one per other user. Sample 0 is the user's knowledge.
+        """The LLM's answers in this state: N for each training user of `paired`, one for everybody else.
+
+        Sample 0 is the user's knowledge.
 
         Returns:
             user, sample, text, tokens, finish, split; by user and sample.
@@ -117,7 +127,7 @@ class Loop:
         groups = [("train", self.splits.train), ("validation", self.splits.validation), ("test", self.splits.test)]
         rows = sorted((int(u), name) for name, users in groups for u in users)
         samples = self.samples_of(state)
-        counts = [samples if name == "train" else 1 for _, name in rows]
+        counts = [samples if user in self.paired else 1 for user, _ in rows]
 
         def build(work: Path) -> dict[str, Any]:
             with step(f"{state}: the LLM writes", sum(counts), "answers") as progress:
@@ -139,6 +149,8 @@ class Loop:
             "samples": samples,
             "seed": self.cfg.seed,
         }
+        if self.cfg.pairs.users is not None:
+            key["sampled users"] = self.cfg.pairs.users
         folder = self.stage(f"{state}/answers", build, key, "split", *made_by)
         return self.table(f"{state}/answers", folder, "answers.parquet")
 
@@ -310,7 +322,7 @@ class Loop:
         Returns:
             TRL's conversational form: prompt, chosen, rejected, chosen_reward, rejected_reward, user_id.
         """
-        rewards = self.rewards(state).filter(pl.col("split") == "train")
+        rewards = self.rewards(state).filter(pl.col("user").is_in(self.paired))
         wanted = self.cfg.pairs
 
         def build(work: Path) -> dict[str, Any]:

@@ -53,12 +53,14 @@ def reranking_parts(cfg: DictConfig, sizes: Sizes, fold: str) -> Parts:
     if not uses_llm(cfg):
         return [*parts, _rows(cfg, [], fold)]
 
-    def state(name: str, *more: str) -> dict[str, Work]:
+    def state(name: str, *others: str) -> dict[str, Work]:
         judged = [f"{fold}{name}/rewards"] if rounds else []
         both = [f"{fold}{name}/pairs_best_worst"] if rounds and _samples(cfg, name, hinted) > 1 else []
-        answers = sizes.train * _samples(cfg, name, hinted) + sizes.validation + sizes.test
+        paired = sizes.train if cfg.pairs.users is None else min(cfg.pairs.users, sizes.train)
+        more = (_samples(cfg, name, hinted) - 1) * paired
+        answers = more + sizes.train + sizes.validation + sizes.test
         work = {f"{fold}{name}/answers": Work(answers, answers * int(cfg.llm.max_new_tokens))}
-        return work | _none(f"{fold}{name}/vectors", *judged, *both, *(f"{fold}{name}/{stage}" for stage in more))
+        return work | _none(f"{fold}{name}/vectors", *judged, *both, *(f"{fold}{name}/{stage}" for stage in others))
 
     def tuned(name: str, before: str, rule: str) -> dict[str, Work]:
         return _none(f"{fold}{before}/pairs_{rule}", f"{fold}{name}/policy") | state(name, "divergence")

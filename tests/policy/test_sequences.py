@@ -39,9 +39,32 @@ def test_rejected_answer_does_not_see_the_chosen_one() -> None:
     assert a[0, 0].item() != pytest.approx(b[0, 0].item(), abs=1e-3)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_both_ways_to_attend_give_the_same_gradients(checkpointing: bool) -> None:
+    """Gradient checkpointing works by the mask alone; eager attention is the oracle of both."""
+    model, rng = tiny_llama(50).train(), random.Random(3)
+    draw = lambda many: [rng.randrange(4, 50) for _ in range(many)]  # noqa: E731
+    batch = collate([Example(draw(n), [draw(4), draw(6)]) for n in (9, 14, 14)])
+    model.set_attn_implementation("eager")
+    additive = torch.zeros(batch["attention_mask"].shape).masked_fill(~batch["attention_mask"], -1e9)
+    expected = answer_logps(model, batch | {"attention_mask": additive})
+    expected.sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.set_attn_implementation("sdpa")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = answer_logps(model, batch)
+    assert model.config._attn_implementation == "sdpa"
+    found.sum().backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
 def test_logits_are_computed_on_answers_only() -> None:
     batch = collate([Example(list(range(4, 24)), [[5, 6, 7], [8, 9]]), Example([4], [[5], [6, 7]])])
-    assert batch["columns"].tolist() == [19, 20, 21, 23]
+    assert batch["columns"].tolist() == [0, 19, 20, 21, 23]
 
 
 def test_encode_chat_cuts_where_the_answer_begins_and_keeps_the_prompts_end() -> None:

@@ -8,7 +8,7 @@ import pytest
 from lit_rec.llm.store import AnswerStore
 from tests.llm.odd import ODD
 from tests.session_worlds import make_session_world
-from tests.survival.attempts import Attempt, run_attempts
+from tests.survival.attempts import SHORT, Attempt, run_attempts
 from tests.survival.pages import assert_harmless
 from tests.worlds import World, make_unified_world, make_world
 
@@ -40,5 +40,5 @@ def test_a_run_with_odd_texts_and_titles(tmp_path: Path, recipe: str) -> None:
     assert one.code == 0, one.said[-4000:]
     assert "\x1b[2J" not in one.said
     kept = {answer.text for answer in AnswerStore(world.run / "answers")._answers.values()}
-    assert len(kept & set(ODD)) > len(ODD) // 2
+    assert len(kept & set(ODD)) > len(SHORT) // 2
     assert_harmless(world.run / "report.html", tmp_path)
