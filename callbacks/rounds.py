@@ -1,6 +1,5 @@
 """The outer loop: which round it is, what happens between rounds, and a checkpoint that can be resumed from."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lit_rec import distributed
+from lit_rec.run.folder import publish
 
 
 class RoundHooks(Callback):
@@ -100,7 +100,7 @@ class RoundCallback(Checkpoint):
         temporary = self.checkpoint.with_suffix(f".tmp{distributed.place().rank or ''}")
         trainer.save_checkpoint(temporary)
         if distributed.main():
-            os.replace(temporary, self.checkpoint)
+            publish(temporary, self.checkpoint)
         else:
             temporary.unlink(missing_ok=True)
 

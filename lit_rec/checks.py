@@ -204,8 +204,9 @@ def _check_rlrf(cfg: DictConfig) -> None:
         raise _bad("evaluation.inputs", sorted(unknown)[0], "answer, kar and both")
     if cfg.llm.temperature == 0:
         raise _bad("llm.temperature", 0, "a number above 0: equal answers make no preference pair")
-    if cfg.llm.server is not None:
-        raise _bad("llm.server", cfg.llm.server.model, "null: this recipe trains the model in process")
+    if cfg.llm.server is not None and (cfg.llm.hub is None) == (cfg.llm.wheel is None):
+        fix = "the model that the server has: it is trained here, so its weights are needed here too"
+        raise _bad("llm.hub", cfg.llm.hub, fix)
 
 
 def _check_unified(cfg: DictConfig) -> None:

@@ -2,7 +2,8 @@
 
 Every process runs the same program on the same configuration and the same run folder. What takes long is cut into
 pieces of which each takes its share (`share`), or into jobs (`divide`); then all of them go on with the same results.
-Which files are there is for process 0 to say (`agreed`), and what they all make alike only process 0 keeps.
+Which files are there is for process 0 to say (`agreed`), and what they all make alike only process 0 keeps. Values
+travel pickled, between these processes alone, which trust each other: they are one user's, started by one launcher.
 """
 
 import os

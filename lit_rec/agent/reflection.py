@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import yaml
 
 from lit_rec.errors import UserError
-from lit_rec.llm.prompts import TEMPLATES, Messages, plural
+from lit_rec.llm.prompts import TEMPLATES, Messages, item_slots
 from lit_rec.llm.ranker import Port
 from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
@@ -50,6 +50,7 @@ class Reflector:
         noun: What an item is called.
         verb: What was done with it.
         hints: Hints asked for per session.
+        attributes: What is known of an item: what hints may speak of, where the file does not know the noun.
         settings: How the LLM is sampled.
 
     Raises:
@@ -57,7 +58,15 @@ class Reflector:
     """
 
     def __init__(
-        self, llm: Port, *, template: str, noun: str, verb: str, hints: int, settings: SamplingSettings
+        self,
+        llm: Port,
+        *,
+        template: str,
+        noun: str,
+        verb: str,
+        hints: int,
+        settings: SamplingSettings,
+        attributes: Sequence[str] = (),
     ) -> None:
         known = _templates()
         if template not in known:
@@ -67,7 +76,7 @@ class Reflector:
                 fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
             )
         self.llm, self.words, self.settings, self.hints = llm, known[template], settings, hints
-        self.common = {"noun": noun, "nouns": plural(noun), "verb": verb, "hints": hints}
+        self.common: dict[str, object] = {**item_slots(noun, attributes), "verb": verb, "hints": hints}
         self.example = self.words.get("example", "").format(**self.common)
         self.common["example"] = self.example
 

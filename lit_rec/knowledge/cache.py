@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_rec import distributed
 from lit_rec.knowledge.encoder import TextEncoder
+from lit_rec.run.folder import publish
 
 LEAST = 64  # texts; fewer are encoded sooner than they are found
 
@@ -55,7 +56,7 @@ class SharedVectors:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
                 save_file({"vectors": found.contiguous()}, work)
-                os.replace(work, file)
+                publish(work, file)
         return found
 
 

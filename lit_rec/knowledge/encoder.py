@@ -37,9 +37,9 @@ class TextEncoder:
     ) -> None:
         extra = {"revision": revision} if revision else {}
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **extra)
             self.model = AutoModel.from_pretrained(
-                source, dtype=pick_dtype(dtype, device), use_safetensors=True, **extra
+                source, dtype=pick_dtype(dtype, device), use_safetensors=True, trust_remote_code=False, **extra
             )
         except UserError:
             raise

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from lit_rec import distributed
 from lit_rec.llm.loading import fingerprint, load_llm, local_source
+from lit_rec.llm.memory import Halving
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.sampler import Sampler, SamplingSettings
 from lit_rec.llm.sharding import shard_frozen
@@ -239,20 +242,27 @@ class LanguageModel:
             lacking[i] = [j for j, key in enumerate(keys[i]) if key in left]
             left.difference_update(keys[i])
         found: dict[str, Answer] = {}
-        for todo in self.share([todo for batch in batches if (todo := [i for i in batch if lacking[i]])]):
-            luck = "".join(chances[i][j] for i in todo for j in lacking[i])
+
+        def draw(part: Sequence[tuple[int, int]]) -> None:
+            """Draw samples j of prompts i, as (i, j) with equal i side by side, and keep them."""
+            todo = {i: [j for _, j in pairs] for i, pairs in groupby(part, key=itemgetter(0))}
+            luck = "".join(chances[i][j] for i, j in part)
             seed = int(hashlib.sha256(luck.encode()).hexdigest()[:12], 16)
-            drawn = sampler.sample([tokens[i] for i in todo], [len(lacking[i]) for i in todo], seed)
-            new = [
-                (keys[i][j], self._answer(ids, sampler.stop))
-                for i, answers in zip(todo, drawn, strict=True)
-                for j, ids in zip(lacking[i], answers, strict=True)
-            ]
+            drawn = sampler.sample([tokens[i] for i in todo], [len(js) for js in todo.values()], seed)
+            ids = [one for answers in drawn for one in answers]
+            new = [(keys[i][j], self._answer(one, sampler.stop)) for (i, j), one in zip(part, ids, strict=True)]
             if not self.sharded or distributed.main():
                 self.store.add(new)
             found.update(new)
             if progress is not None:
                 progress(len(new), sum(answer.tokens for _, answer in new))
+
+        # Where the model is cut, all processes have to stay in step: none can take a smaller batch of its own accord.
+        within: Callable[..., None] = (
+            (lambda do, part: do(part)) if self.sharded else Halving("answers", "llm.batch_size")
+        )
+        for todo in self.share([todo for batch in batches if (todo := [i for i in batch if lacking[i]])]):
+            within(draw, [(i, j) for i in todo for j in lacking[i]])
         return found
 
     def share(self, batches: Sequence[T]) -> Sequence[T]:

@@ -34,8 +34,6 @@ def user_words(template: str) -> str:
 class Prompts:
     """Prompts of one data set with one template.
 
-    For a noun that templates.yaml does not know, the words are the names of the items' attributes.
-
     Args:
         data: Users, items and their attributes.
         histories: (items [U, H], ratings [U, H]): what the prompt may use, chronological, 0 = padding.
@@ -63,19 +61,10 @@ class Prompts:
             )
 
     def _messages(self, system: str, user: str, **slots: object) -> Messages:
-        file = _file()
-        noun = self.data.item_noun
-        known = [name.replace("_", " ") for name in self.data.item_attributes]
-        usual = file["factors"]["item"].replace(" and ", ", ").split(", ")
-        factors = self.factors or file["factors"].get(noun) or listed([*dict.fromkeys([*known, *usual])])
-        aspects = file["aspects"].get(noun) or listed(known) or file["aspects"]["item"]
-        common = {
-            "noun": noun,
-            "nouns": plural(noun),
-            "factors": " ".join(factors.split()),
-            "aspects": aspects,
-        }
-        words = file["templates"][self.template]
+        common = item_slots(self.data.item_noun, self.data.item_attributes)
+        if self.factors:
+            common["factors"] = " ".join(self.factors.split())
+        words = _file()["templates"][self.template]
         return [
             {"role": role, "content": " ".join(words[key].split()).format(**common, **slots)}
             for role, key in (("system", system), ("user", user))
@@ -119,6 +108,32 @@ class Prompts:
     def item_text(self, item: int) -> str:
         """Title, year and attributes of an item: also what `knowledge.item_text: attributes` encodes."""
         return item_text(self.data.items, self.data.item_attributes, item)
+
+
+def item_slots(noun: str, attributes: Sequence[str]) -> dict[str, str]:
+    """The slots of templates.yaml that speak of items and not of one of them.
+
+    For a noun that the file does not know, the words are the names of the items' attributes.
+
+    Args:
+        noun: What an item is called.
+        attributes: Its attributes.
+    """
+    file = _file()
+    known = [name.replace("_", " ") for name in attributes]
+    usual = file["factors"]["item"].replace(" and ", ", ").split(", ")
+    own = {
+        "apart": ", ".join(known),
+        "alike": " and the same ".join(known[:2]),
+        "which": ", ".join(f"which {name}" for name in known),
+    }
+    return {
+        "noun": noun,
+        "nouns": plural(noun),
+        "factors": " ".join((file["factors"].get(noun) or listed([*dict.fromkeys([*known, *usual])])).split()),
+        "aspects": file["aspects"].get(noun) or listed(known) or file["aspects"]["item"],
+        **(file["hints"].get(noun) or (own if known else file["hints"]["item"])),
+    }
 
 
 def plural(noun: str) -> str:

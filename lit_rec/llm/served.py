@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rec import distributed
 from lit_rec.llm.adapters_remote import RemoteAdapters
 from lit_rec.llm.endpoints import Endpoints
 from lit_rec.llm.language_model import BASE, LanguageModel
@@ -70,7 +71,7 @@ class ServedLanguageModel(LanguageModel):
         """
         model = self._model(self.served_name)
         keys = model.keys(prompts, counts, settings or self.settings)
-        if any(key not in self.store for ks in keys for key in ks):
+        if distributed.main() and any(key not in self.store for ks in keys for key in ks):
             self._serve()
         return model.answers(prompts, counts, settings=settings, progress=progress)
 

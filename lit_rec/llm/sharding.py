@@ -43,5 +43,5 @@ def shard_frozen(model: nn.Module, device: str) -> None:
         model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
 
 
-def _base(model: nn.Module) -> Any:
+def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model

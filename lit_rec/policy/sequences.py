@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,13 +148,12 @@ def _shared_prompt_attention(
     """
     layout, groups = _layout.get(), query.shape[1] // key.shape[1]
     width = layout.width
-    key, value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
-    before = (query[:, :, :width], key[:, :, :width], value[:, :, :width])
-    prompt = F.scaled_dot_product_attention(*before, is_causal=True, dropout_p=dropout, scale=scaling)
-    mask = layout.added(query.dtype)
-    answers = F.scaled_dot_product_attention(
-        query[:, :, width:], key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
-    )
+    grouped = query.device.type == "cpu"  # its kernel takes fewer key heads as they are; a GPU's with a mask does not
+    if not grouped:
+        key, value = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (key, value))
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling, enable_gqa=grouped)
+    prompt = attend(query[:, :, :width], key[:, :, :width], value[:, :, :width], is_causal=True)
+    answers = attend(query[:, :, width:], key, value, attn_mask=layout.added(query.dtype))
     return torch.cat([prompt, answers], dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -168,7 +168,7 @@ def _attention(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[None]:
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     usual = config._attn_implementation
-    if usual != "sdpa" or getattr(model, "is_gradient_checkpointing", False):
+    if usual != "sdpa" or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         yield
         return
     token = _layout.set(_Layout(int(batch["prompt_width"]), batch["attention_mask"]))
@@ -191,17 +191,25 @@ def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         [B, K] float32.
     """
     check_window(model.config, batch["input_ids"].shape[1])  # type: ignore[arg-type]
-    with _attention(model, batch):
-        out = model(
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            position_ids=batch["position_ids"],
-            logits_to_keep=batch["columns"],
-            use_cache=False,
-        )
     mask = batch["target_mask"]
-    logits = out.logits[mask.nonzero()[:, 0], batch["source"][mask]].float()
-    token_logps = -F.cross_entropy(logits, batch["targets"][mask], reduction="none")
+    places = mask.nonzero()[:, 0], batch["columns"][batch["source"][mask]]  # row and column that predict each target
+
+    def pick(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The head works on these places alone: picking from its output would keep all of that until the backward."""
+        return (args[0][places][None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[operator]
+    try:
+        with _attention(model, batch):
+            logits = model(
+                batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                position_ids=batch["position_ids"],
+                use_cache=False,
+            ).logits[0]
+    finally:
+        hook.remove()
+    token_logps = -F.cross_entropy(logits.float(), batch["targets"][mask], reduction="none")
     logps = token_logps.new_zeros(mask.shape)
     logps[mask] = token_logps
     return logps.sum(-1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from callbacks.health import Health
 from callbacks.progress import EpochProgress
 from callbacks.reflection import ReflectionRounds, write_agent
 from callbacks.rounds import RoundCallback
@@ -49,10 +50,14 @@ def train(loop: HintLoop, until: int, extra: Callable[[], list[Any]] = list) -> 
         data,
         max_epochs=until * cfg.agent.epochs,
         **by_one(loop.models.device),
-        callbacks=[ReflectionRounds(), *tell, *extra(), outer],
+        callbacks=[_health(cfg), ReflectionRounds(), *tell, *extra(), outer],
         logger=loop.board("ppo").loggers,
         resume=checkpoint if distributed.agreed(checkpoint.is_file()) else None,
     )
+
+
+def _health(cfg: DictConfig) -> Health:
+    return Health(cfg.trainer.bad_updates, name="the agent's training", keys="agent.lr")
 
 
 def sessions(loop: HintLoop, seed: int = 0) -> SessionDataModule:
@@ -86,6 +91,7 @@ def trained(loop: HintLoop, kind: str, number: int, seed: int = 0) -> Build:
             sessions(loop, seed),
             max_epochs=cfg.agent.epochs,
             **by_one(loop.models.device),
+            callbacks=[_health(cfg)],
             logger=loop.board(f"{kind}_{seed}").loggers,
         )
         return write_agent(work, agent, fitted.history)

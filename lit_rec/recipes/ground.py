@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
+from lit_rec.llm.served import ServedLanguageModel
 from lit_rec.recipes.models import Models, by_one, sharded
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import step
@@ -36,7 +37,8 @@ class Ground(Models):
 
     def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
         super().__init__(cfg, run)
-        self.llm = LanguageModel(
+        kind = partial(ServedLanguageModel, server=cfg.llm.server, run=run.path) if cfg.llm.server else LanguageModel
+        self.llm: LanguageModel = kind(
             cfg.llm,
             cfg.policy.lora,
             self.store,
@@ -154,7 +156,7 @@ class Ground(Models):
         k = self.cfg.knowledge
         key: dict[str, Any] = {"encoder": self.encoder_key, "item_text": k.item_text}
         if k.item_text == "llm":
-            key |= {"item_tokens": k.item_tokens, "prompt": plain(self.cfg.prompt), "llm": plain(self.cfg.llm)}
+            key |= {"item_tokens": k.item_tokens, "prompt": plain(self.cfg.prompt), "llm": self.llm_key}
         folder = self.run.run_stage("knowledge", build, key=key, after=("lists",))
         return load_file(folder / "vectors.safetensors")
 

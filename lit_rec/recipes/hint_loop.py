@@ -75,8 +75,8 @@ class HintLoop(ABC):
 
     @property
     @abstractmethod
-    def about(self) -> tuple[Any, str, str]:
-        """(items frame, item noun, verb) of the data set."""
+    def about(self) -> tuple[RatingsData | SessionData, str]:
+        """The data set, and what was done with its items: "watched"."""
 
     @property
     @abstractmethod
@@ -132,9 +132,16 @@ class HintLoop(ABC):
     @cached_property
     def reflector(self) -> Reflector:
         """Leads the conversations."""
-        r, (_, noun, verb) = self.cfg.reflection, self.about
-        settings = SamplingSettings(r.max_new_tokens, r.temperature, r.top_p)
-        return Reflector(self.models.llm, template=r.template, noun=noun, verb=verb, hints=r.hints, settings=settings)
+        r, (data, verb) = self.cfg.reflection, self.about
+        return Reflector(
+            self.models.llm,
+            template=r.template,
+            noun=data.item_noun,
+            verb=verb,
+            hints=r.hints,
+            settings=SamplingSettings(r.max_new_tokens, r.temperature, r.top_p),
+            attributes=data.item_attributes,
+        )
 
     def base(self, number: int) -> HintBase:
         """The hint base after the reflection of round `number`."""
@@ -159,7 +166,7 @@ class HintLoop(ABC):
                 first_id=len(before.hints) + 1,
                 limit=r.hints,
                 example=self.reflector.example,
-                titles={normalised(title or "") for title in self.about[0]["title"]},
+                titles={normalised(title or "") for title in self.about[0].items["title"]},
             )
             trying = self._filter(hints, before, number)
             base = HintBase([*before.hints, *hints])

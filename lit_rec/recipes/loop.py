@@ -7,16 +7,18 @@ What differs where hints stand in the prompts is in `lit_rec.recipes.unified`.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from callbacks.health import Health
 from lit_rec.config import plain
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Messages
@@ -145,7 +147,7 @@ class Loop:
         made_by = self.made_by(state)
         key = {
             "prompt": plain(self.cfg.prompt),
-            "llm": {k: v for k, v in plain(self.cfg.llm).items() if k != "batch_size"},
+            "llm": self.ground.llm_key,
             "samples": samples,
             "seed": self.cfg.seed,
         }
@@ -226,6 +228,7 @@ class Loop:
                     validation_users=self.splits.validation,
                     folds=reward.folds,
                     seed=self.cfg.seed,
+                    health=partial(reranker_health, self.cfg),
                     **self.ground.reranker_arguments(selection=None if len(self.splits.validation) else "last"),
                     user_vectors=vectors,
                     item_vectors=items,
@@ -383,6 +386,7 @@ class Loop:
                         user_vectors=user,
                         item_vectors=item,
                         seed=self.cfg.seed + 1000 * seed,
+                        callbacks=[reranker_health(self.cfg)],
                         **self.ground.reranker_arguments(selection=self.cfg.evaluation.selection),
                     )
                     frames.append(self.measure(name, seed, fitted.module))
@@ -473,6 +477,11 @@ class Loop:
         first = self.rewards("zero_shot").filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
         both = held_out.filter(pl.col("sample") == 0).join(first, on="user", suffix="_before")
         return (both["reward"] - both["reward_before"]).to_numpy().astype("float64")
+
+
+def reranker_health(cfg: DictConfig) -> Health:
+    """Looks after the training of one reranker."""
+    return Health(cfg.trainer.bad_updates, name="the reranker's training", keys="reranker.lr")
 
 
 def somebody_else(count: int, seed: int) -> Tensor:

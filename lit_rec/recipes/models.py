@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
 from lit_rec import distributed
-from lit_rec.config import instantiate
+from lit_rec.config import instantiate, plain
 from lit_rec.errors import UserError
 from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.knowledge.encoder import TextEncoder
@@ -98,6 +98,14 @@ class Models:
         self.cache = Path(cfg.run.cache).expanduser() if cfg.run.cache else None
         self.device = pick_device(cfg.trainer.accelerator)
         self.store = AnswerStore(Path(cfg.run.answers).expanduser())
+
+    @cached_property
+    def llm_key(self) -> dict[str, Any]:
+        """Identity of the LLM; how many answers are under way at a time changes nothing."""
+        free = ("batch_size", "server")
+        key = {k: v for k, v in plain(self.cfg.llm).items() if k not in free}
+        server = self.cfg.llm.server
+        return key | {"server": None if server is None else [server.model, server.revision]}
 
     @cached_property
     def encoder_key(self) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from callbacks.evaluation import RoundEvaluation, log_state
+from callbacks.health import Health
 from callbacks.preferences import PreferenceRounds
 from callbacks.progress import EpochProgress
 from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import native_bf16
+from lit_rec.llm.served import ServedLanguageModel
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.pairs import PreferenceDataModule
 from lit_rec.recipes.ground import Ground
@@ -49,6 +51,8 @@ def fit(
     extra_callbacks(cfg)  # a mistake there is told before anything is paid for
     if needs_encoder(cfg):
         _ = ground.encoder_key  # an encoder that cannot be had is told before the LLM writes for hours
+    if isinstance(ground.llm, ServedLanguageModel) and uses_llm(cfg) and distributed.main():
+        ground.llm.check()
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
     frames, loops = [], []
     for fold in folds:
@@ -117,7 +121,9 @@ def tune(
         max_length=settings.max_length,
         seed=cfg.seed,
     )
-    extra = [EpochProgress(f"{name}: DPO epoch"), *extra_callbacks(cfg)]
+    keys = "policy.lr and policy.gradient_clip"
+    health = Health(cfg.trainer.bad_updates, name=f"the preference optimisation of {name}", keys=keys)
+    extra = [health, EpochProgress(f"{name}: DPO epoch"), *extra_callbacks(cfg)]
     with quiet():
         trainer = L.Trainer(
             **by_all(loop.ground.device),

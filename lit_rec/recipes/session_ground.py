@@ -106,14 +106,6 @@ class SessionGround(Models):
         server.check()
         return server
 
-    @cached_property
-    def llm_key(self) -> dict[str, Any]:
-        """Identity of the LLM; how many answers are under way at a time changes nothing."""
-        free = ("batch_size", "server")
-        key = {k: v for k, v in plain(self.cfg.llm).items() if k not in free}
-        server = self.cfg.llm.server
-        return key | {"server": None if server is None else [server.model, server.revision]}
-
     def _ranker(self, template: str, measure: Measure) -> SessionRanker:
         r = self.cfg.ranking
         d = self.data

@@ -49,10 +49,9 @@ class SessionHints(HintLoop):
         return self.ground.data.splits
 
     @property
-    def about(self) -> tuple[Any, str, str]:
-        """Items, noun and verb of the data set."""
-        data = self.ground.data
-        return data.items, data.item_noun, data.verb
+    def about(self) -> tuple[SessionData, str]:
+        """The data set, and what was done with its items."""
+        return self.ground.data, self.ground.data.verb
 
     @cached_property
     def reward_key(self) -> dict[str, Any]:

@@ -66,9 +66,9 @@ class UserHints(HintLoop):
         return Splits(*(part[known[part]] for part in (parts.train, parts.validation, parts.test)))
 
     @property
-    def about(self) -> tuple[Any, str, str]:
-        """Items, noun and verb of the data set."""
-        return self.ground.data.items, self.ground.data.item_noun, "rated"
+    def about(self) -> tuple[RatingsData, str]:
+        """The data set, and what was done with its items."""
+        return self.ground.data, "rated"
 
     @cached_property
     def reward_key(self) -> dict[str, Any]:

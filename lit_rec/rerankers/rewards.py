@@ -5,12 +5,13 @@ answer's vector in the place of the user's. Rewards on lists the reranker was tr
 scores every user with a reranker that never saw that user.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lit_rec import distributed
@@ -163,7 +164,15 @@ class CrossFit:
         return rewards
 
 
-def cross_fit(*, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int = 1, **fit_arguments: Any) -> CrossFit:
+def cross_fit(
+    *,
+    lists: ListSet,
+    train_users: Tensor,
+    folds: int = 5,
+    seed: int = 1,
+    health: Callable[[], Callback] | None = None,
+    **fit_arguments: Any,
+) -> CrossFit:
     """Train one reranker per user fold, each without that fold's users.
 
     Args:
@@ -171,6 +180,7 @@ def cross_fit(*, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int 
         train_users: user rows to divide into folds.
         folds: number of folds. 1 is the paper's own way: one reranker, trained on the users it judges.
         seed: of the folds and of the rerankers.
+        health: makes a callback that looks after one fit.
         **fit_arguments: the other arguments of `fit_reranker`; validation users choose the epoch in every
             fold.
 
@@ -185,7 +195,8 @@ def cross_fit(*, lists: ListSet, train_users: Tensor, folds: int = 5, seed: int 
 
     def fit(fold: int) -> FittedReranker:
         seen = train_users[fold_of[train_users] != fold] if folds > 1 else train_users
-        return fit_reranker(lists=lists, train_users=seen, seed=seed + fold, **fit_arguments)
+        callbacks = [health()] if health else []
+        return fit_reranker(lists=lists, train_users=seen, seed=seed + fold, callbacks=callbacks, **fit_arguments)
 
     return CrossFit(distributed.divide([partial(fit, fold) for fold in range(folds)]), fold_of)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +41,8 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
             frames, task="reranking", dataset=loops[0].ground.data.name, protocol=cfg.lists.protocol, seed=cfg.seed
         )
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
-        write_results(run.path / "results.json", rows)
         keep_final(loops[0], run)
+        write_results(run.path / "results.json", rows)  # last: a folder that has it is a finished run's
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
         headline = choose_headline(frames, convention=convention_of(cfg))
@@ -88,10 +87,9 @@ def keep_final(loop: Loop, run: RunFolder) -> None:
     """Copy the final reranker with its knowledge, and the tuned adapter, to the top of the run folder."""
     row = final_row(loop)
     source = run.stage(loop.name(f"rows/{row}"))
-    replace_folder(source / "reranker", run.path / "reranker")
-    for file in source.glob("knowledge.safetensors"):
-        shutil.copy2(file, run.path / "reranker" / file.name)
-    write_atomic(run.path / "reranker" / "row.json", json.dumps({"row": row, "fold": loop.fold}))
+    more: dict[str, Path | str] = {file.name: file for file in source.glob("knowledge.safetensors")}
+    more["row.json"] = json.dumps({"row": row, "fold": loop.fold})
+    replace_folder(source / "reranker", run.path / "reranker", more)
     if loop.cfg.policy.rounds > 0:
         replace_folder(run.stage(loop.name(f"{row}/policy")) / "adapter", run.path / "adapter")
     if isinstance(loop, UnifiedLoop):

@@ -5,6 +5,7 @@ import platform
 import resource
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from lit_rec import __version__
 from lit_rec.errors import UserError
-from lit_rec.run.folder import LIBRARIES, RunFolder
+from lit_rec.run.folder import LIBRARIES, RunFolder, publish
 
 
 def describe_environment(seconds: float) -> dict[str, Any]:
@@ -54,10 +55,20 @@ def finished_run(cfg: DictConfig, *, wait: float = 0) -> RunFolder:
     return RunFolder(cfg.run.dir, wait=wait)
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Copy a folder over another, which is there whole or not at all."""
+def replace_folder(source: Path, target: Path, more: Mapping[str, Path | str] | None = None) -> None:
+    """Copy a folder over another, which is there whole or not at all.
+
+    Args:
+        source: The folder.
+        target: Where its copy goes.
+        more: Files beside what is in it: name -> a file to copy, or its text.
+    """
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    for name, content in (more or {}).items():
+        if isinstance(content, Path):
+            shutil.copy2(content, temporary / name)
+        else:
+            (temporary / name).write_text(content)
+    publish(temporary, target)

@@ -1,7 +1,6 @@
 """`lit_rec predict`: what a finished run is for."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import load_reranker
 from lit_rec.run.candidates import Candidates, Given, lists_of, rank_table, read_table, test_lists
-from lit_rec.run.folder import RunFolder
+from lit_rec.run.folder import RunFolder, publish
 from lit_rec.run.newcomers import Newcomers, describe, newcomers_of
 from lit_rec.run.outcome import finished_run
 from lit_rec.run.predict_sessions import SessionPredictor, read_sessions
@@ -106,7 +105,7 @@ def write_table(table: pl.DataFrame, target: Path) -> None:
     work = target.with_name(f".{target.name}.tmp")
     try:
         table.write_parquet(work)
-        os.replace(work, target)
+        publish(work, target)
     finally:
         work.unlink(missing_ok=True)
 

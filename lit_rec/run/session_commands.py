@@ -43,11 +43,11 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
             return
         lines = lines_of(frames, rows)
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
-        write_results(run.path / "results.json", lines)
         hinted = uses_hints(cfg)
         if hinted:
             rows.loop.base(rows.rounds).save(run.path / "hints.json")
             replace_folder(run.stage(f"round_{rows.rounds}/agent"), run.path / "agent")
+        write_results(run.path / "results.json", lines)  # last: a folder that has it is a finished run's
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
         headline = choose_headline(frames, story=SESSIONS)

@@ -30,7 +30,7 @@ sys.exit(code)
 
 
 def test_ten_rounds_need_no_more_than_three(tmp_path: Path) -> None:
-    world = make_world(tmp_path)
+    world = make_world(tmp_path, users=12)
     command = [sys.executable, "-c", MEASURE, "fit", "--config", world.config, *BARE, "policy.rounds=10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
