@@ -1,18 +1,21 @@
 """A whole run against an OpenAI-compatible server whose LLM follows one hint and no other; it also dies half way."""
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from lit_rec.agent.hints import HintBase
 from lit_rec.cli import main
-from tests.llm.stub_server import Reply, completion, serving
+from tests.llm.stub_server import Reply, completion, serving, vllm_lora
 from tests.session_worlds import make_session_world
 from tests.test_fit_re2llm import BARE, means
-from tests.worlds import World, assert_told
+from tests.worlds import BARE as BARE_RLRF
+from tests.worlds import ITEMS, World, assert_told, make_world
 
 GOOD, BAD = "Recommend what has the next number.", "Prefer films with a small number always."
 SERVER = ["+llm=server", "llm.server.model=m", "llm.server.retries=0", "llm.server.concurrency=4"]
@@ -93,3 +96,39 @@ def test_no_server_is_told_at_once(world: World, capsys: pytest.CaptureFixture[s
     with serving(planted) as stub:
         url = stub.url
     assert_told(capsys, main(command(world, url, world.root / "nobody")), url, "llm.server")
+
+
+def test_rlrf_samples_on_replicas_that_load_each_rounds_adapter(tmp_path: Path) -> None:
+    """Trained in process, sampled on two servers: as `llm=server llm.hub=...` sets it up."""
+
+    def writes(number: int, body: dict[str, Any]) -> Reply:
+        chance = random.Random(json.dumps(body, sort_keys=True))
+        return 200, {}, completion(" ".join(f"film{chance.randint(1, ITEMS)}" for _ in range(4)))
+
+    world = make_world(tmp_path)
+    with serving(writes) as one, serving(writes) as two:
+        one.lora = two.lora = vllm_lora
+        servers = [
+            f"llm.server.urls=[{one.url},{two.url}]",
+            "+llm=server",
+            "llm.server.model=m",
+            "llm.server.key_env=null",
+        ]
+        places = [f"llm.hub={world.root}/llm", "llm.dtype=float32", "llm.max_new_tokens=6"]
+        arguments = ["fit", "--config", world.config, *BARE_RLRF, "policy.rounds=2", *servers, *places]
+        assert main(arguments) == 0
+        asked = [*one.asked, *two.asked]
+        loaded = [body["lora_name"] for call, body in one.adapters if call == "load"]
+        assert main(arguments) == 0
+        assert len(one.asked) + len(two.asked) == len(asked)  # the second run asks nothing
+    assert one.asked
+    assert two.asked
+    assert len(loaded) == 2
+    assert {body["model"] for body in asked} == {"m", *loaded}
+    for number, name in enumerate(loaded, 1):
+        kept = world.run / f"stages/fold_0/round_{number}/policy/adapter/adapter_model.safetensors"
+        served = world.run / "adapters" / name.removeprefix("m-") / "adapter_model.safetensors"
+        assert served.read_bytes() == kept.read_bytes()
+    table = pl.read_parquet(world.run / "stages/fold_0/round_1/answers/answers.parquet")
+    assert set(table.group_by("user").len()["len"]) == {1, 3}
+    assert table["text"].str.contains(r"^film\d+( film\d+){3}$").all()
