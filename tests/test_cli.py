@@ -122,18 +122,23 @@ def test_help_lists_groups_choices_and_exit_codes(capsys: Any) -> None:
         with pytest.raises(SystemExit):
             main(arguments)
         out = capsys.readouterr().out
-        for group in ("data", "encoder", "llm", "reranker"):
+        for group in ("data", "encoder", "llm", "reranker", "trainer"):
             listed = sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
             assert f"  {group}={'|'.join(listed)}\n" in out
         assert "Exit codes: 0 done, 1" in out
 
 
 def test_show_config_with_origins(capsys: Any) -> None:
-    assert main(["show-config", "--config", "configs/quickstart.yaml", "--origins", "seed=5", "reranker=mir"]) == 0
+    more = ["trainer=fsdp", "trainer.devices=2"]
+    assert (
+        main(["show-config", "--config", "configs/quickstart.yaml", "--origins", "seed=5", "reranker=mir", *more]) == 0
+    )
     lines = {line.split(":")[0]: line.split("# ")[1] for line in capsys.readouterr().out.splitlines()}
     assert lines["seed"] == "command line"
     assert lines["policy.epochs"].endswith("configs/quickstart.yaml:37")
     assert lines["reranker.architecture"].endswith("mir.yaml:1 (reranker=mir on the command line)")
+    assert lines["trainer.strategy"].endswith("fsdp.yaml:4 (trainer=fsdp on the command line)")
+    assert lines["trainer.devices"] == "command line"
     assert lines["llm.top_p"] == "schema default"
 
 
@@ -263,6 +268,7 @@ class TestRun:
         ("lit_rec fit --config configs/quickstart_", {"configs/quickstart_re2llm.yaml"}, {"README.md"}),
         ("lit_rec fit --config configs/quickstart.yaml rer", {"reranker=dlcm", "reranker=mir"}, {"llm=hub"}),
         ("lit_rec fit --config configs/quickstart.yaml llm=s", {"llm=server", "llm=smollm2_135m"}, {"llm=hub"}),
+        ("lit_rec fit --config configs/quickstart.yaml trai", {"trainer=ddp", "trainer=fsdp"}, {"llm=hub"}),
     ],
 )
 def test_completion(line: str, wanted: set[str], unwanted: set[str], tmp_path: Path) -> None:

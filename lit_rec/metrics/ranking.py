@@ -20,6 +20,8 @@ from lit_rec.errors import UserError
 
 Convention = Literal["kar", "standard"]
 METRICS = ("ndcg", "map", "hr", "mrr", "click")
+SHORT = 64  # candidates; up to here comparing all pairs is faster than sorting (measured)
+BLOCK = 50_000  # lists at a time: few enough to stay in the cache, and enough that the steps cost more than their calls
 
 
 def parse_metric(name: str) -> tuple[str, int]:
@@ -55,10 +57,40 @@ def labels_in_order(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     >>> labels_in_order(scores, labels, torch.ones(1, 3, dtype=torch.bool))
     tensor([[2., 3., 1.]])
     """
-    # A candidate scored minus infinity must still come before padding, hence the clamp.
-    scores = scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~mask, -torch.inf)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    return labels.masked_fill(~mask, 0).gather(1, order)
+    return _ordered(scores.t(), labels.t().masked_fill(~mask.t(), 0), mask.t()).t()
+
+
+def _ordered(scores: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+    """What `labels_in_order` gives, with one row per candidate: [C, L], labels of padding being 0 already.
+
+    Without a mask nothing is padding.
+    """
+    lowest = torch.finfo(scores.dtype).min
+    # A candidate scored minus infinity must still come before padding; what is no number comes first, as in a sort.
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=lowest)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if len(scores) > SHORT:
+        return labels.gather(0, scores.argsort(dim=0, descending=True, stable=True))
+    return torch.empty_like(labels).scatter_(0, _places(scores), labels)
+
+
+def _places(scores: Tensor) -> Tensor:
+    """The place of every candidate, from 0, by comparing all pairs: for short lists far less work than sorting.
+
+    Args:
+        scores: [C, L], one ROW per candidate, so that one comparison runs over all lists at once; no nan.
+
+    Returns:
+        [C, L] int64; of equal scores the earlier candidate has the smaller place.
+    """
+    count = len(scores)
+    place = torch.arange(count - 1, -1, -1, dtype=torch.uint8, device=scores.device)[:, None].repeat(1, scores.shape[1])
+    for later in range(1, count):
+        loses = (scores[:later] >= scores[later]).view(torch.uint8)  # against which earlier candidates
+        place[later] += loses.sum(0, dtype=torch.uint8)
+        place[:later] -= loses
+    return place.long()
 
 
 def ranking_metrics(
@@ -101,28 +133,48 @@ def ranking_metrics(
         raise UserError(f"There is no metric convention {convention!r}.", fix="Write kar or standard.")
     if any(cut < 1 for cut in k):
         raise UserError(f"A metric's cut-off must be at least 1, not {min(k)}.")
-    ranked = labels_in_order(logits.float(), labels.float(), mask)
-    rank = torch.arange(1, ranked.shape[1] + 1, device=ranked.device, dtype=torch.float32)
-    discount = 1 / torch.log2(rank + 1)
-    hit = (ranked > 0).float()
-    precision_at_hit = hit.cumsum(dim=1) / rank * hit
-    reciprocal_rank = hit / rank
-    dcg = ((2**ranked - 1) * discount).cumsum(dim=1)
-    ideal = ((2 ** ranked.sort(dim=1, descending=True).values - 1) * discount).cumsum(dim=1)
-    positives = hit.sum(dim=1)
+    parts = [slice(at, at + BLOCK) for at in range(0, max(len(logits), 1), BLOCK)]
+    blocks = [_metrics(logits[part].t(), labels[part].t(), mask[part].t(), k, convention) for part in parts]
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]} if blocks[1:] else blocks[0]
 
+
+def _metrics(logits: Tensor, labels: Tensor, mask: Tensor, k: Sequence[int], convention: str) -> dict[str, Tensor]:
+    """The metrics of one block, with one row per candidate, [C, L]: every step runs over all lists at once."""
+    # A fill writes in the order of what it reads; so the turning comes first.
+    labels, logits = labels.float().contiguous(), logits.float().contiguous()
+    if padded := not bool(mask.all()):
+        labels = labels.masked_fill(~mask, 0)
+    ranked = _ordered(logits, labels, mask if padded else None)
+    rank = torch.arange(1, len(ranked) + 1, device=ranked.device)[:, None]
+    discount = 1 / torch.log2(rank + 1)
+    binary = torch.equal(labels * labels, labels)  # gains of 1 and 0, so that counts say what a sort would
+    positives = (labels > 0).sum(dim=0, dtype=torch.float32)
+    if not binary:
+        ideal = _gain(labels.sort(dim=0, descending=True).values) * discount
+    top = ranked[: max(k)]
+    hit = (top > 0).float()
+    gain = (top if binary else _gain(top)) * discount[: len(top)]
+    precision = hit * hit.cumsum(dim=0) / rank[: len(top)]
+    reciprocal = hit / rank[: len(top)]
     values: dict[str, Tensor] = {}
     for cut in k:
-        last = min(cut, ranked.shape[1]) - 1
-        hits = hit[:, : last + 1].sum(dim=1)
+        hits = hit[:cut].sum(dim=0)
+        if binary:
+            best = torch.cat([discount.new_zeros(1), discount[:cut, 0].cumsum(dim=0)])[positives.clamp(max=cut).int()]
+        else:
+            best = ideal[:cut].sum(dim=0)
         divisor = hits if convention == "kar" else positives.clamp(max=cut)
         # Without a positive the numerators are 0, so any divisor that is not 0 gives the 0 that is asked for.
-        values[f"ndcg@{cut}"] = dcg[:, last] / ideal[:, last].where(ideal[:, last] > 0, 1.0)
-        values[f"map@{cut}"] = precision_at_hit[:, : last + 1].sum(dim=1) / divisor.clamp(min=1)
-        values[f"hr@{cut}"] = (hits > 0).float()
-        values[f"mrr@{cut}"] = reciprocal_rank[:, : last + 1].amax(dim=1)
-        values[f"click@{cut}"] = ranked[:, : last + 1].sum(dim=1)
+        values[f"ndcg@{cut}"] = gain[:cut].sum(dim=0) / best.where(best > 0, 1.0)
+        values[f"map@{cut}"] = precision[:cut].sum(dim=0) / divisor.clamp(min=1)
+        values[f"hr@{cut}"] = hits.clamp(max=1)
+        values[f"mrr@{cut}"] = reciprocal[:cut].amax(dim=0)
+        values[f"click@{cut}"] = top[:cut].sum(dim=0)
     return values
+
+
+def _gain(labels: Tensor) -> Tensor:
+    return labels.exp2() - 1
 
 
 def user_mean(values: Tensor, users: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ def _shared_prompt_attention(
     return torch.cat([prompt, answers], dim=2).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_SHARED, _shared_prompt_attention)  # type: ignore[arg-type]
+AttentionInterface.register(_SHARED, _shared_prompt_attention)
 
 
 @contextmanager

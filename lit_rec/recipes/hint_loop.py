@@ -22,7 +22,9 @@ from lit_rec.agent.hints import Hint, HintBase
 from lit_rec.agent.policy import HintPolicy
 from lit_rec.agent.reflection import Mistake, Reflector
 from lit_rec.config import plain
+from lit_rec.data.canonical import RatingsData
 from lit_rec.data.lists import ListSet
+from lit_rec.data.session_sets import SessionData
 from lit_rec.data.splits import Splits
 from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings

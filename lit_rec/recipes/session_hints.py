@@ -10,6 +10,7 @@ from torch import Tensor
 from lit_rec.agent.llm_environment import HintEnvironment
 from lit_rec.agent.reflection import Mistake
 from lit_rec.data.lists import ListSet
+from lit_rec.data.session_sets import SessionData
 from lit_rec.data.splits import Splits
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.session_ground import SessionGround

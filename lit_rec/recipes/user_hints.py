@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_rec.agent.environment import AskedEnvironment, TextEnvironment
 from lit_rec.agent.reflection import Mistake
 from lit_rec.config import plain
+from lit_rec.data.canonical import RatingsData
 from lit_rec.data.lists import ListSet
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Hints

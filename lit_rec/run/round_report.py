@@ -29,7 +29,7 @@ _POLICY_COLUMNS = (
     ("pairs", "pairs", ",d"),
 )
 _TRAIN_COLUMNS = (
-    ("loss", "DPO loss", ".4f"),
+    ("loss", "training loss", ".4f"),
     ("margin", "margin", ".4f"),
     ("accuracy", "accuracy", ".1%"),
     ("chosen_reward", "implicit reward, chosen", "+.4f"),

@@ -108,6 +108,51 @@ def test_words_of_the_data_set() -> None:
     assert "watched" not in talk
 
 
+@pytest.mark.parametrize("noun", ["movie", "book"])
+def test_the_words_of_stories_are_those_of_stored_answers(noun: str) -> None:
+    """Word for word: a changed wording would ask again for every conversation that was stored."""
+    advice = {"reflect_v1": "", "describe_v1": ""}
+    for template in advice:
+        talk = make("x", template=template, noun=noun)[0].reflect(MISTAKES[1:])[0]
+        advice[template] = talk[6]["content"].replace("千と千尋", "T")
+    assert advice["reflect_v1"] == (
+        "What should be done better next time, for other people too? Write 3 hints, one sentence each, numbered. A "
+        f"hint says which {noun}s to recommend to whom, by genre, mood, age or fame, like "
+        f'"Prefer well-known {noun}s of the same kind and the same years." Do not name "T" or other titles.'
+    )
+    assert advice["describe_v1"] == (
+        "How should such descriptions be written, for other people too? Write 3 hints, one sentence each, numbered. A "
+        f'hint says what a description must tell, like "Say which genres, which years and how famous {noun}s the user '
+        'likes best, and which the user dislikes." Do not name "T" or other titles.'
+    )
+
+
+@pytest.mark.parametrize(
+    ("attributes", "by", "same", "say"),
+    [
+        (
+            ["kind", "notes", "tea_region"],
+            "kind, notes, tea region",
+            "kind and the same notes",
+            "kind, which notes, which tea region",
+        ),
+        (["brand"], "brand", "brand", "brand"),
+        ([], "kind, style", "kind", "kinds"),
+    ],
+)
+def test_other_items_are_told_apart_by_their_attributes(attributes: list[str], by: str, same: str, say: str) -> None:
+    talks = {}
+    for template in ("reflect_v1", "describe_v1"):
+        reflector, _ = make("x", template=template, noun="tea", verb="drank", attributes=attributes)
+        talks[template] = talk_of(reflector.reflect(MISTAKES[:1])[0])
+        assert reflector.example in talks[template]
+        for word in ("genre", "mood", "years", "movie", "watched"):
+            assert word not in talks[template]
+    assert f"which teas to recommend to whom, by {by} or fame, like" in talks["reflect_v1"]
+    assert f'"Prefer well-known teas of the same {same}."' in talks["reflect_v1"]
+    assert f'"Say which {say} and how famous teas the user likes best,' in talks["describe_v1"]
+
+
 def test_unknown_template_is_told() -> None:
     with pytest.raises(UserError, match="no reflection template 'best'") as caught:
         make("x", template="best")

@@ -1,6 +1,7 @@
-"""All benchmarks in one table: python -m tests.benchmarks [name ...] [--output FILE]
+"""All benchmarks in one table: python -m tests.benchmarks [name ...] [--full] [--plot FILE] [--output FILE]
 
-Every benchmark runs in a process of its own, so that none inherits another's memory, threads or caches.
+Every benchmark runs in a process of its own, so that none inherits another's memory, threads or caches. Sizes are such
+that the whole table takes less than 20 minutes on 2 cores; --full takes the sizes that a study has.
 """
 
 import argparse
@@ -15,13 +16,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("metrics", "reading", "rewards", "reranker", "encoder", "server", "scoring", "sampler", "dpo")
+from tests.benchmarks.harness import CLOCK
+
+NAMES = (
+    "metrics",
+    "reading",
+    "rewards",
+    "reranker",
+    "encoder",
+    "server",
+    "scoring",
+    "sampler",
+    "several",
+    "dpo",
+    "growth",
+)
 
 
-def measure(name: str) -> list[dict[str, object]]:
+def measure(name: str, full: bool, clock: str, plot: Path | None) -> list[dict[str, object]]:
     """Rows of one benchmark."""
-    code = f"from tests.benchmarks.bench_{name} import run\nfor row in run(): print('ROW', row.line(), flush=True)"
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+    code = f"from tests.benchmarks.bench_{name} import run\n"
+    options = f"full={full}" + (f", plot={str(plot)!r}" if plot and name == "growth" else "")
+    code += f"for row in run({options}): print('ROW', row.line(), flush=True)"
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", CLOCK: clock}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
@@ -33,12 +50,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], help="which ones; all by default")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON lines")
+    parser.add_argument("--full", action="store_true", help="the sizes of a real study: hours rather than minutes")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="measure processor time instead of wall-clock: for a machine that does other work too",
+    )
+    parser.add_argument("--plot", type=Path, help="also draw the curves of `growth` into this file (.svg or .png)")
     given = parser.parse_args()
+    clock = "processor" if given.processor_time else "wall"
     console = Console(width=None if sys.stdout.isatty() else 180)
     rows, failed = [], []
     for name in given.names or NAMES:
         started = time.perf_counter()
-        found = measure(name)
+        found = measure(name, given.full, clock, given.plot)
         failed += [] if found else [name]
         rows += found
         console.print(f"{name}: {time.perf_counter() - started:.0f} s", highlight=False)

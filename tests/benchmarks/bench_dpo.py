@@ -1,6 +1,6 @@
 """A DPO update, LoRA on SmolLM2-135M, against TRL's DPOTrainer: seconds and memory, every side in a process of its own.
 
-python -m tests.benchmarks.bench_dpo ours | trl | trl_precomputed    (one side; prints its seconds and its peak)
+python -m tests.benchmarks.bench_dpo ours|trl|trl_precomputed BATCHES    (one side; prints its seconds and its peak)
 """
 
 import json
@@ -8,47 +8,46 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 
 import torch
 
-from tests.benchmarks.harness import Row
+from tests.benchmarks.harness import Row, now
 from tests.benchmarks.worlds import smollm, text
 
-PAIRS, BATCH, ACCUMULATE, PROMPT, ANSWER = 16, 2, 8, 470, 100  # words: about 600 and 128 tokens
+BATCH, PROMPT, ANSWER = 2, 470, 100  # words: about 600 and 128 tokens
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def pairs() -> list[dict[str, list[dict[str, str]]]]:
-    """Pairs of the same prompts and answers for all sides."""
+def pairs(count: int, prompt: int = PROMPT, answer: int = ANSWER) -> list[dict[str, list[dict[str, str]]]]:
+    """The same pairs for all sides."""
 
     def said(role: str, words: int, seed: int) -> list[dict[str, str]]:
         return [{"role": role, "content": text(words, seed)}]
 
     return [
         {
-            "prompt": said("user", PROMPT, n),
-            "chosen": said("assistant", ANSWER, 100 + n),
-            "rejected": said("assistant", ANSWER, 200 + n),
+            "prompt": said("user", prompt, n),
+            "chosen": said("assistant", answer, 100 + n),
+            "rejected": said("assistant", answer, 200 + n),
         }
-        for n in range(PAIRS)
+        for n in range(count)
     ]
 
 
-def ours(folder: str) -> float:
-    """One epoch: reference log-probabilities, then one update of 2 x 8 pairs."""
+def ours(folder: str, accumulate: int) -> float:
+    """One update of 2 x `accumulate` pairs, their reference log-probabilities included."""
     from lit_rec.policy.losses import preference_loss
     from lit_rec.policy.sequences import answer_logps, collate, encode_chat
 
     llm, _ = smollm(folder)
-    examples = [
-        encode_chat(llm.tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 2048)
-        for p in pairs()
-    ]
-    batches = [collate(examples[i : i + BATCH]) for i in range(0, PAIRS, BATCH)]
     optimizer = torch.optim.AdamW([p for p in llm.model.parameters() if p.requires_grad], lr=5e-5)
 
-    def update() -> None:
+    def update(given: list[dict[str, list[dict[str, str]]]]) -> None:
+        examples = [
+            encode_chat(llm.tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 2048)
+            for p in given
+        ]
+        batches = [collate(examples[i : i + BATCH]) for i in range(0, len(examples), BATCH)]
         llm.model.eval()
         with torch.no_grad(), llm.reference("base"):
             known = [answer_logps(llm.model, batch) for batch in batches]
@@ -65,18 +64,19 @@ def ours(folder: str) -> float:
                 beta=0.1,
                 label_smoothing=0.0,
             )
-            (losses.mean() / ACCUMULATE).backward()
+            (losses.mean() / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    update()  # warm
-    started = time.perf_counter()
-    update()
-    return time.perf_counter() - started
+    update(pairs(BATCH, 20, 10))  # warm
+    wanted = pairs(BATCH * accumulate)
+    started = now()
+    update(wanted)
+    return now() - started
 
 
-def trl(folder: str, precompute: bool) -> float:
-    """The same epoch by TRL."""
+def trl(folder: str, precompute: bool, accumulate: int) -> float:
+    """The same update by TRL."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -86,7 +86,7 @@ def trl(folder: str, precompute: bool) -> float:
     arguments = DPOConfig(
         output_dir=folder,
         per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=ACCUMULATE,
+        gradient_accumulation_steps=accumulate,
         num_train_epochs=1,
         learning_rate=5e-5,
         beta=0.1,
@@ -101,42 +101,43 @@ def trl(folder: str, precompute: bool) -> float:
         disable_tqdm=True,
     )
 
-    def update() -> float:
+    def update(given: list[dict[str, list[dict[str, str]]]]) -> float:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        started = time.perf_counter()
+        started = now()
         trainer = DPOTrainer(
             model=model,
             args=arguments,
-            train_dataset=Dataset.from_list(pairs()),
+            train_dataset=Dataset.from_list(given),
             processing_class=AutoTokenizer.from_pretrained(source),
             peft_config=LoraConfig(**LORA),  # type: ignore[arg-type]
         )
-        started = started if precompute else time.perf_counter()  # where it is precomputed, the constructor may do it
+        started = started if precompute else now()  # where it is precomputed, the constructor may do it
         trainer.train()
-        return time.perf_counter() - started
+        return now() - started
 
-    update()
-    return update()
+    update(pairs(BATCH, 20, 10))  # warm
+    return update(pairs(BATCH * accumulate))
 
 
-def side(name: str) -> None:
+def side(name: str, accumulate: int) -> None:
     """Run one side and print what it took."""
     with tempfile.TemporaryDirectory() as folder:
-        taken = ours(folder) if name == "ours" else trl(folder, name == "trl_precomputed")
+        taken = ours(folder, accumulate) if name == "ours" else trl(folder, name == "trl_precomputed", accumulate)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"seconds": taken, "gigabytes": peak}))
 
 
-def run() -> list[Row]:
+def run(full: bool = False) -> list[Row]:
     """Seconds and gigabytes of one update with its reference."""
+    accumulate = 8 if full else 2  # the batches of an update follow one another: the ratio does not depend on it
     found: dict[str, dict[str, float]] = {}
     for name in ("ours", "trl", "trl_precomputed"):
-        command = [sys.executable, "-m", "tests.benchmarks.bench_dpo", name]
+        command = [sys.executable, "-m", "tests.benchmarks.bench_dpo", name, str(accumulate)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-    work = f"DPO update with its reference, LoRA, SmolLM2-135M, {BATCH} x {ACCUMULATE} pairs, prompts about 600 tokens"
+    work = f"DPO update with its reference, LoRA, SmolLM2-135M, {BATCH} x {accumulate} pairs, prompts about 600 tokens"
     best = min(("trl", "trl_precomputed"), key=lambda name: found[name]["seconds"])
     least = min(found[name]["gigabytes"] for name in ("trl", "trl_precomputed"))
     a, b = found["ours"]["seconds"], found[best]["seconds"]
@@ -149,4 +150,4 @@ def run() -> list[Row]:
 
 
 if __name__ == "__main__":
-    side(sys.argv[1])
+    side(sys.argv[1], int(sys.argv[2]))

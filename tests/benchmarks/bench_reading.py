@@ -23,7 +23,7 @@ def with_pandas(folder: Path) -> dict[str, torch.Tensor]:
     return {"user": torch.from_numpy(user), "item": torch.from_numpy(item)}
 
 
-def run() -> list[Row]:
+def run(full: bool = False) -> list[Row]:
     """Seconds, files in the page cache."""
     with tempfile.TemporaryDirectory() as work:
         real = SHARED / "ml-1m"

@@ -2,13 +2,12 @@
 
 import random
 import tempfile
-import time
 
 import torch
 
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.scoring import Question, TitleScorer
-from tests.benchmarks.harness import Row
+from tests.benchmarks.harness import Row, now
 from tests.benchmarks.worlds import smollm
 
 CANDIDATES, HISTORY, TARGET, ALIKE = 50, 10, 5.0, 1e-3
@@ -74,8 +73,9 @@ def naive(llm: LanguageModel, q: Question) -> list[float]:
     return found
 
 
-def run(sessions: int = 2) -> list[Row]:
+def run(full: bool = False) -> list[Row]:
     """Seconds for all titles of some sessions, and how far both ways are apart."""
+    sessions = 100 if full else 2
     words = [f"{w}{end}" for w in [*ADJECTIVES, *NOUNS] for end in ("", ";", ".")]
     with tempfile.TemporaryDirectory() as store:
         llm, _ = smollm(store, words)
@@ -83,13 +83,13 @@ def run(sessions: int = 2) -> list[Row]:
         with llm.for_sampling():
             naive(llm, Question(groups[0][0].prompt, "1. ", "\n", ("Up",)))  # loads the weights
         scorer = TitleScorer(llm, batch_tokens=2048)
-        started = time.perf_counter()
+        started = now()
         found = scorer.scores(groups)
-        shared = time.perf_counter() - started
-        started = time.perf_counter()
+        shared = now() - started
+        started = now()
         with llm.for_sampling():
             expected = [[naive(llm, q) for q in group] for group in groups]
-        alone = time.perf_counter() - started
+        alone = now() - started
     ours = torch.tensor([values for group in found for values, _ in group])
     theirs = torch.tensor([values for group in expected for values in group])
     apart = float((ours - theirs).abs().max())

@@ -37,7 +37,7 @@ def serve() -> None:
         sys.stdin.read()
 
 
-def run() -> list[Row]:
+def run(full: bool = False) -> list[Row]:
     """One row per concurrency."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_server"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:

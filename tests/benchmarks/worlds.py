@@ -17,6 +17,10 @@ from tests.tiny import word_tokenizer
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 WORDS = [f"word{i}" for i in range(2000)]
 USERS, ITEMS, RATINGS = 6040, 3706, 1_000_209  # MovieLens-1M
+LISTS_PER_USER = 35  # of MovieLens-1M under KAR's protocol
+GENRE = torch.tensor(
+    [[0], *([1 + item % 18] for item in range(ITEMS))]
+)  # the first genre of every item, as KAR reads it
 
 
 def smollm(store: str | Path, words: Sequence[str] = WORDS) -> tuple[LanguageModel, str]:
@@ -49,22 +53,22 @@ def text(words: int, seed: int) -> str:
     return " ".join(ENGLISH[i] for i in draw.integers(0, len(ENGLISH), words))
 
 
-def lists(count: int, size: int = 10, seed: int = 0) -> tuple[ListSet, Splits]:
-    """Candidate lists of MovieLens-1M's users: popular items oftener, two to five positives each."""
+def lists(count: int, size: int = 10, users: int = USERS, seed: int = 0) -> tuple[ListSet, Splits]:
+    """Candidate lists of so many of MovieLens-1M's users: popular items oftener, two to five positives each."""
     draw = np.random.default_rng(seed)
     weights = 1 / np.arange(1, ITEMS + 1) ** 0.8
     items = 1 + draw.choice(ITEMS, (count, size), p=weights / weights.sum())
     labels = (draw.random((count, size)) < 0.35).astype(np.float32)
-    user = np.sort(draw.integers(0, USERS, count))
+    user = np.sort(draw.integers(0, users, count))
     made = ListSet(
         torch.from_numpy(user),
         torch.from_numpy(items),
         torch.from_numpy(labels),
-        torch.from_numpy(1 + draw.integers(0, ITEMS, (USERS, 20))),
-        torch.from_numpy(draw.integers(1, 6, (USERS, 20)).astype(np.float32)),
+        torch.from_numpy(1 + draw.integers(0, ITEMS, (users, 20))),
+        torch.from_numpy(draw.integers(1, 6, (users, 20)).astype(np.float32)),
     )
-    everybody = torch.arange(USERS)
-    return made, Splits(everybody[:-600], everybody[-600:-300], everybody[-300:])
+    everybody, held = torch.arange(users), users // 20
+    return made, Splits(everybody[: -2 * held], everybody[-2 * held : -held], everybody[-held:])
 
 
 def ml1m_files(folder: Path) -> Path:

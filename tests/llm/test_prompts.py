@@ -6,7 +6,7 @@ import torch
 
 from lit_rec.data.canonical import RatingsData
 from lit_rec.errors import UserError
-from lit_rec.llm.prompts import Prompts, _file
+from lit_rec.llm.prompts import Prompts, _file, item_slots
 
 ITEMS = torch.tensor([[1, 2, 3], [3, 0, 0], [0, 0, 0]])
 RATINGS = torch.tensor([[5.0, 1.0, 3.5], [4.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -95,6 +95,17 @@ def test_factors_follow_the_noun_or_the_configuration() -> None:
     assert "brand" in text
     text = make_prompts(template="preferences_v1", factors="colour  and\n size").user(0)[0]["content"]
     assert "colour and size." in text
+
+
+def test_slots_of_a_noun() -> None:
+    """Nouns of the file have its words; of others the attributes are named; without any, general words."""
+    assert item_slots("movie", ["brand"])["aspects"] == "genres, themes and moods"
+    assert item_slots("movie", []) == item_slots("movie", ["brand"])
+    tea = item_slots("tea", ["kind", "tea_region"])
+    assert (tea["noun"], tea["nouns"], tea["aspects"]) == ("tea", "teas", "kind and tea region")
+    assert tea["factors"] == "kind, tea region, brand, style, theme, quality, price and purpose"
+    assert {*tea} == {*item_slots("tea", [])} == {*item_slots("book", [])}
+    assert item_slots("tea", [])["apart"] == "kind, style"
 
 
 def test_items_in_words() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchmetrics.functional import retrieval
 
 from lit_rec.errors import UserError
-from lit_rec.metrics.ranking import METRICS, parse_metric, ranking_metrics, user_mean
+from lit_rec.metrics import ranking
+from lit_rec.metrics.ranking import METRICS, labels_in_order, parse_metric, ranking_metrics, user_mean
 
 CUTS = (1, 3, 5, 10, 13)
 
@@ -118,3 +119,30 @@ def test_mistakes_are_explained() -> None:
     for name in ("ndcg", "ndcg@", "auc@5", "ndcg@0"):
         with pytest.raises(UserError, match="no ranking metric"):
             parse_metric(name)
+
+
+@pytest.mark.parametrize("size", [1, ranking.SHORT, ranking.SHORT + 1, 90])
+@pytest.mark.parametrize("graded", [False, True])
+def test_short_and_long_lists_and_lists_in_blocks_are_ranked_alike(
+    size: int, graded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(size)
+    logits = torch.randint(0, 1 + size // 2, (50, size), generator=draw).float()  # many ties
+    labels = torch.randint(0, 4 if graded else 2, (50, size), generator=draw).float()
+    mask = torch.arange(size) < torch.randint(1, size + 1, (50, 1), generator=draw)
+    monkeypatch.setattr(ranking, "BLOCK", 7)
+    values = ranking_metrics(logits, labels, mask, (10, 2), "standard")
+    for row in range(len(logits)):
+        real = mask[row]
+        for k in (2, 10):
+            expected = by_hand(logits[row][real].tolist(), labels[row][real].tolist(), k, "standard")
+            for metric in METRICS:
+                assert values[f"{metric}@{k}"][row].item() == pytest.approx(expected[metric], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [4, ranking.SHORT + 4])
+def test_what_is_no_number_comes_first_and_displaces_nothing(size: int) -> None:
+    logits = torch.arange(float(size), 0, -1)[None].clone()
+    logits[0, -1] = torch.nan
+    ranked = labels_in_order(logits, torch.arange(size)[None].float(), torch.ones(1, size, dtype=torch.bool))
+    assert ranked[0].tolist() == [size - 1, *range(size - 1)]

@@ -1,0 +1,113 @@
+"""How cost grows with the work: users, answers per user, list length and rounds, at four sizes each, and its exponent.
+
+python -m tests.benchmarks growth [--plot FILE.svg]
+"""
+
+import contextlib
+import io
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from lit_rec.data.sessions import SessionDataModule
+from lit_rec.rerankers.module import RerankerModule
+from lit_rec.rerankers.rewards import answer_rewards
+from tests.benchmarks.bench_reranker import train_ours
+from tests.benchmarks.harness import Row, seconds
+from tests.benchmarks.worlds import GENRE, ITEMS, lists
+
+WIDTH, LISTS_PER_USER = 64, 10
+NOISE = 0.15  # an exponent is measured no better than this
+
+
+def exponent(sizes: Sequence[float], taken: Sequence[float]) -> float:
+    """Slope of log(seconds) over log(size) by least squares, after the cost of the smallest size is set apart.
+
+    A cost of a + b * n ** e with a constant a would look flatter than it is. So the slope is that of what every size
+    costs MORE than the smallest, over how much larger it is: linear growth gives 1 whatever the constant.
+
+    >>> round(exponent([1, 2, 4, 8], [5 + 3 * n for n in (1, 2, 4, 8)]), 6)
+    1.0
+    >>> exponent([1, 2, 4, 8], [5 + 3 * n**2 for n in (1, 2, 4, 8)]) > 1.2
+    True
+    """
+    larger = [math.log(n - sizes[0]) for n in sizes[1:]]
+    dearer = [math.log(max(t - taken[0], 1e-9)) for t in taken[1:]]
+    return statistics.linear_regression(larger, dearer).slope
+
+
+def rerank(users: int = 100, answers: int = 4, size: int = 10) -> float:
+    """Seconds of an epoch of a reranker with knowledge and of the rewards of all answers."""
+    source, splits = lists(users * LISTS_PER_USER, size=size, users=users)
+    draw = torch.Generator().manual_seed(0)
+    vectors = {
+        "user_vectors": torch.randn(users, WIDTH, generator=draw),
+        "item_vectors": torch.randn(ITEMS + 1, WIDTH, generator=draw),
+    }
+    module = RerankerModule(n_items=ITEMS, attributes=GENRE, **vectors)
+    given = torch.randn(users * answers, WIDTH, generator=draw), torch.arange(users).repeat_interleave(answers)
+
+    def work() -> None:
+        train_ours(module, SessionDataModule(source, splits, batch_size=256).train_dataloader())
+        answer_rewards(module, source, *given)
+
+    return min(seconds(work) for _ in range(3))
+
+
+def rounds(count: int, folder: Path) -> float:
+    """Seconds of a whole run of a tiny model with so many rounds."""
+    from lit_rec.cli import main
+    from tests.worlds import BARE, make_world
+
+    world = make_world(folder / f"rounds_{count}")
+
+    def run() -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert main(["fit", "--config", world.config, *BARE, f"policy.rounds={count}"]) == 0
+
+    return seconds(run)
+
+
+def run(full: bool = False, plot: str | None = None) -> list[Row]:
+    """Exponents: 1 is linear."""
+    scale = 4 if full else 1
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    rerank()  # imports, threads
+    with tempfile.TemporaryDirectory() as work:
+        rounds(1, Path(work) / "first")
+        cases: dict[str, tuple[list[int], Callable[[int], float]]] = {
+            "users": ([100, 200, 400, 800], lambda n: rerank(users=n * scale)),
+            "answers per user": ([10, 20, 40, 80], lambda n: rerank(answers=n * scale)),
+            "candidates per list": ([10, 20, 40, 80], lambda n: rerank(users=100 * scale, size=n)),
+            "rounds": ([1, 2, 4, 8], lambda n: rounds(n * scale, Path(work))),
+        }
+        for what, (sizes, cost) in cases.items():
+            found[what] = ([n * (1 if what.startswith("cand") else scale) for n in sizes], [cost(n) for n in sizes])
+    if plot:
+        draw(found, Path(plot))
+    rows = []
+    for what, (sizes, taken) in found.items():
+        power = exponent(sizes, taken)
+        note = ", ".join(f"{n}: {t:.2f} s" for n, t in zip(sizes, taken, strict=True))
+        work_done = f"cost of {sizes[0]} to {sizes[-1]} {what}"
+        rows.append(Row(work_done, "linear growth", power, 1.0, "exponent", 1 / power, 1 / (1 + NOISE), note))
+    return rows
+
+
+def draw(found: dict[str, tuple[list[int], list[float]]], file: Path) -> None:
+    """Write the curves, both axes logarithmic, with a linear one for comparison."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    for axes, (what, (sizes, taken)) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        axes.loglog(sizes, taken, "o-", label="measured")
+        axes.loglog(sizes, [taken[0] * n / sizes[0] for n in sizes], ":", color="grey", label="linear")
+        axes.set(xlabel=what, title=f"exponent {exponent(sizes, taken):.2f}", xticks=sizes, xticklabels=sizes)
+        axes.minorticks_off()
+    figure.axes[0].set_ylabel("seconds")
+    figure.axes[0].legend()
+    figure.savefig(file)

@@ -1,0 +1,27 @@
+"""Killed anywhere, Re2LLM ends with the results of an undisturbed run."""
+
+from tests.resuming import Resumed
+from tests.session_worlds import make_session_world
+
+
+class TestKilled(Resumed):
+    make = staticmethod(make_session_world)
+    points = [
+        ["answer", 2],
+        ["before", "stages/scoring"],
+        ["answer", 3],
+        ["before", "round_1/hints"],
+        ["answer", 2],
+        ["after", "round_1/rewards"],
+        ["after", "agent.ckpt"],
+        ["before", "round_1/agent"],
+        ["answer", 1],
+        ["before", "round_2/hints"],
+        ["after", "round_2/rewards"],
+        ["after", "agent.ckpt"],
+        ["before", "agents/full_information_1"],
+        ["before", "matrix/test"],
+        ["before", "rows/oracle"],
+        ["before", "hints.json"],
+        ["before", "report.html"],
+    ]

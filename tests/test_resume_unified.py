@@ -1,0 +1,28 @@
+"""Killed anywhere, both in one loop ends with the results of an undisturbed run."""
+
+from tests.resuming import Resumed
+from tests.worlds import make_unified_world
+
+
+class TestKilled(Resumed):
+    make = staticmethod(make_unified_world)
+    points = [
+        ["before", "zero_shot/rewards"],
+        ["answer", 2],
+        ["before", "hints/round_1/hints"],
+        ["after", "hints/round_1/rewards"],
+        ["after", "fold_0_hints_agent.ckpt"],
+        ["before", "hints/round_1/agent"],
+        ["answer", 1],
+        ["after", "hinted_1/rewards"],
+        ["after", "fold_0_random_pairs.ckpt"],
+        ["after", "fold_0_round.ckpt"],
+        ["before", "round_1/rewards"],
+        ["before", "hints/round_2/hints"],
+        ["answer", 2],
+        ["after", "fold_0_hints_agent.ckpt"],
+        ["before", "hinted_2/answers"],
+        ["before", "round_2/policy"],
+        ["before", "rows/hinted_2"],
+        ["before", "hints.json"],
+    ]
