@@ -135,7 +135,10 @@ def test_show_config_with_origins(capsys: Any) -> None:
     )
     lines = {line.split(":")[0]: line.split("# ")[1] for line in capsys.readouterr().out.splitlines()}
     assert lines["seed"] == "command line"
-    assert lines["policy.epochs"].endswith("configs/quickstart.yaml:37")
+    written = (ROOT / "configs/quickstart.yaml").read_text().splitlines()
+    policy = written.index("policy:")
+    epochs = next(n for n, line in enumerate(written, 1) if n > policy and line.startswith("  epochs:"))
+    assert lines["policy.epochs"].endswith(f"configs/quickstart.yaml:{epochs}")
     assert lines["reranker.architecture"].endswith("mir.yaml:1 (reranker=mir on the command line)")
     assert lines["trainer.strategy"].endswith("fsdp.yaml:4 (trainer=fsdp on the command line)")
     assert lines["trainer.devices"] == "command line"

@@ -114,7 +114,7 @@ def test_a_data_set(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[
         ("reranker.architecture=callbacks.nowhere.Mine", ["callbacks.nowhere", "callbacks/nowhere.py"]),
         ("reranker.architecture=callbacks.pointwise.Tensor", ["nothing of your own"]),
         ("reranker.architecture=os.path.join", ["os.path.join", "dlcm", "callbacks.mine"]),
-        ("reward.metric=callbacks.rounds.os", ["nothing of your own", "reward.metric"]),
+        ("reward.metric=callbacks.first_hit.torch", ["nothing of your own", "reward.metric"]),
         ("reward.metric=subprocess.run", ["subprocess.run", "ndcg"]),
     ],
 )

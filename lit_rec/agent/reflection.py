@@ -31,14 +31,14 @@ class Mistake:
         titles: What the session holds, or the user rated, in order.
         answer: What was ranked first by mistake, best first.
         target: What came next, or should have come first.
-        said: What the LLM said; empty: `answer`, as a numbered list.
+        said: What the LLM said, which may be nothing at all; None: `answer`, as a numbered list.
     """
 
     session: int
     titles: Sequence[str]
     answer: Sequence[str]
     target: str
-    said: str = ""
+    said: str | None = None
 
 
 class Reflector:
@@ -102,7 +102,7 @@ class Reflector:
         listed = "\n".join(f"{n}. {title}" for n, title in enumerate(mistake.answer, 1))
         return [
             {"role": "user", "content": self._fill("question", session="; ".join(mistake.titles))},
-            {"role": "assistant", "content": mistake.said or listed},
+            {"role": "assistant", "content": listed if mistake.said is None else mistake.said},
         ]
 
     def same(self, hint: str, known: Sequence[str], progress: Callable[[int, int], None] | None = None) -> bool | None:

@@ -96,6 +96,11 @@ def test_a_description_is_reflected_on_in_its_own_words() -> None:
     assert reflector.example in talk[6]["content"]
 
 
+def test_an_empty_description_stays_empty() -> None:
+    talk = make("x", template="describe_v1")[0].reflect([Mistake(3, ["Alien"], ["Up"], "Ran", said="")])[0]
+    assert talk[1] == {"role": "assistant", "content": ""}
+
+
 def test_nothing_to_reflect_on() -> None:
     assert make("x")[0].reflect([]) == []
 

@@ -463,6 +463,11 @@ class TestPage:
             assert "Part by part" in page.text
             # 3 rows and 2.5 s each, and two more stages of 1 s
             assert "9.5 s" in page.text
+            # On a phone a row is a block without a head, so a cell has to say what its number is.
+            assert set(re.findall(r"<table[^>]*>", text)) <= {'<table class="results">', '<table class="results many">'}
+            cells = re.findall(r'<td class="num"[^>]*>', text)
+            assert cells
+            assert all(re.search(r'data-label="[^"]+"', cell) for cell in cells), cells
         assert "ppo" in capsys.readouterr().out
 
     @pytest.mark.parametrize("evil", EVIL)
