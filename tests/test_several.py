@@ -177,6 +177,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_user_is_told_once(world: World) -> None:
     going = start(world, f"run.dir={world.root / 'bad'}", f"data.root={world.root / 'nowhere'}")
     _, said = going.communicate(timeout=120)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.worlds import BARE, make_world
 
 MEASURE = """
@@ -29,6 +31,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_ten_rounds_need_no_more_than_three(tmp_path: Path) -> None:
     world = make_world(tmp_path, users=12)
     command = [sys.executable, "-c", MEASURE, "fit", "--config", world.config, *BARE, "policy.rounds=10"]
