@@ -2,7 +2,6 @@
 """The command line: a subcommand, `--config FILE` or `--run RUN` (of a finished run both), and Hydra overrides."""
 
 import argparse
-import ctypes
 import errno
 import json
 import os
@@ -43,7 +42,6 @@ SEVERAL = {
 OF_FINISHED = ("validate", "test", "predict", "export")  # commands that serve a finished run
 AT_WORK = ("fit", *OF_FINISHED)  # commands that a cluster runs: --quiet, --json
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # how torchrun and Slurm number the copies of a command that they start
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CODES = """\
 Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted, 143 stopped by
@@ -341,17 +339,3 @@ def _prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    _keep_memory()
-
-
-def _keep_memory() -> None:
-    """Tensors come and go by the thousand: let glibc keep their memory, not give it back and ask for it again.
-
-    Without this a third of the time of a large model on a CPU goes into pages that are mapped, zeroed and unmapped.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return
-    for parameter, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 1 << 26)):
-        mallopt(parameter, value)

@@ -16,8 +16,6 @@ CODE = """
 import json, os, sys, time
 rank = int(os.environ["RANK"])
 os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
-from lit_rec.cli import _keep_memory
-_keep_memory()
 import torch
 torch.set_num_threads(1)
 from lit_rec import distributed
