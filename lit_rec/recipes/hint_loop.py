@@ -32,6 +32,7 @@ from lit_rec.recipes.models import Models
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import Step, console, step
+from lit_rec.run.rates import remember
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 
@@ -104,6 +105,10 @@ class HintLoop(ABC):
     @abstractmethod
     def made_from(self, number: int) -> tuple[str, ...]:
         """Visit the stages that the reflection of round `number` rests on, and give their full names."""
+
+    def work(self, done: Step) -> tuple[str, int]:
+        """What the LLM did in a step, as a plan counts it: the unit, and how many."""
+        return "tokens", done.extra
 
     def cost(self, *steps: Step) -> dict[str, int]:
         """What a stage's manifest says of the LLM's work in it."""
@@ -246,6 +251,7 @@ class HintLoop(ABC):
                 asked.progress = progress
                 found = asked.table(sessions)
                 asked.progress = None
+            remember(self.cfg, *self.work(progress), progress.seconds)
             save_file({**found, "sessions": sessions.contiguous()}, work / "matrix.safetensors")
             mean = float(found["gains"][:, 1:].mean()) if asked.hints else 0.0
             return {"sessions": len(sessions), "hints": len(asked.hints), "mean gain": mean} | self.cost(progress)

@@ -30,6 +30,7 @@ from lit_rec.rerankers.rewards import CrossFit, cross_fit, score_lists
 from lit_rec.rerankers.training import fit_reranker, load_reranker, save_reranker
 from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import step
+from lit_rec.run.rates import remember
 from lit_rec.run.statistics import mean_over_users
 
 CONVENTIONS: tuple[Convention, ...] = ("kar", "standard")
@@ -134,6 +135,7 @@ class Loop:
         def build(work: Path) -> dict[str, Any]:
             with step(f"{state}: the LLM writes", sum(counts), "answers") as progress:
                 given = self.llm.answers(self.prompts_of(state, [u for u, _ in rows]), counts, progress=progress)
+            remember(self.cfg, "tokens", progress.extra, progress.seconds)
             table = pl.DataFrame(
                 [
                     {"user": user, "sample": j, "text": a.text, "tokens": a.tokens, "finish": a.finish, "split": name}

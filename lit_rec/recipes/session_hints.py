@@ -14,7 +14,7 @@ from lit_rec.data.session_sets import SessionData
 from lit_rec.data.splits import Splits
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.session_ground import SessionGround
-from lit_rec.run.progress import step
+from lit_rec.run.progress import Step, step
 
 
 class SessionHints(HintLoop):
@@ -62,6 +62,12 @@ class SessionHints(HintLoop):
     def asked(self, number: int) -> HintEnvironment:
         """The frozen LLM is the same in every round."""
         return self._asked
+
+    def work(self, done: Step) -> tuple[str, int]:
+        """Titles scored, or tokens of the lists written."""
+        if self.cfg.ranking.method == "generate":
+            return "tokens", done.extra
+        return "titles", done.computed * (self.cfg.ranking.shortlist or self.lists.items.shape[1])
 
     def asked_whole(self, number: int) -> HintEnvironment:
         """All candidates: an error's target is ranked so low that a shortlist would not hold it."""

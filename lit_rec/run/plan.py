@@ -17,6 +17,7 @@ from lit_rec import distributed
 from lit_rec.run.folder import MANIFEST, RunFolder, write_atomic
 from lit_rec.run.plan_parts import Sizes, Work, reranking_parts, session_parts
 from lit_rec.run.progress import console
+from lit_rec.run.rates import rates
 
 FINISHED, BEGUN, AHEAD = "finished", "begun", "ahead"
 
@@ -100,19 +101,40 @@ def render_plan(cfg: DictConfig, parts: list[Part]) -> RenderableType:
         some = f"{len(part.finished)} of {len(part.stages)} stages are finished"
         said = {FINISHED: "finished", BEGUN: some, AHEAD: ""}[part.state]
         table.add_row(part.name, said, *(f"{n:,}" if (n := getattr(part.left, key)) else "" for key, _ in used))
-    return Group(table, Text("\n".join([in_words(left), *(f"{what}: {where}" for what, where in places(cfg).items())])))
+    return Group(
+        table,
+        Text("\n".join([in_words(left, rates(cfg)), *(f"{what}: {where}" for what, where in places(cfg).items())])),
+    )
 
 
-def in_words(left: Work) -> str:
-    """What is left for the LLM, and that it is an upper bound."""
+def seconds_left(left: Work, known: Mapping[str, float]) -> float | None:
+    """How long the LLM needs at most, at the rates of the last time; None where one is not known."""
+    asked = {"tokens": left.tokens, "titles": left.titles}
+    if any(count and not known.get(unit) for unit, count in asked.items()):
+        return None
+    return sum(count / known[unit] for unit, count in asked.items() if count)
+
+
+def in_words(left: Work, known: Mapping[str, float]) -> str:
+    """What is left for the LLM, how long that takes, and that it is an upper bound."""
     written = f"{left.answers:,} answers of {left.tokens:,} tokens to write" if left.answers else ""
     scored = f"{left.titles:,} titles to score" if left.titles else ""
     if not (written or scored):
         return "The LLM has nothing left to do."
     return (
         f"For the LLM at most {' and '.join(filter(None, (written, scored)))}: an upper bound. "
-        "Answers end sooner, fewer hints are kept, and what is in the store is not asked again."
+        "Answers end sooner, fewer hints are kept, and what is in the store is not asked again.\n"
+        f"{_how_long(seconds_left(left, known), known)}"
     )
+
+
+def _how_long(seconds: float | None, known: Mapping[str, float]) -> str:
+    if seconds is None:
+        return "How long that takes is told once this LLM has worked here; each step shows its time left."
+    minutes = seconds / 60
+    took = f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    at = " and ".join(f"{rate:,.0f} {unit}/s" for unit, rate in known.items())
+    return f"At the {at} of the last time that is {took} at most; training comes on top."
 
 
 def places(cfg: DictConfig) -> dict[str, str]:
@@ -163,5 +185,6 @@ class PlannedRun(RunFolder):
 
     def _tell(self, parts: list[Part]) -> None:
         console.aside(render_plan(self._cfg, parts))
+        left = seconds_left(total(parts), rates(self._cfg))
         told = [{"name": part.name, "state": part.state, "at_most": vars(part.left)} for part in by_name(parts)]
-        console.emit("plan", parts=told, at_most=vars(total(parts)), places=places(self._cfg))
+        console.emit("plan", parts=told, at_most=vars(total(parts)), seconds_at_most=left, places=places(self._cfg))

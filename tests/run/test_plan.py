@@ -20,9 +20,11 @@ from lit_rec.run.plan import (
     in_words,
     make_plan,
     render_plan,
+    seconds_left,
     total,
 )
 from lit_rec.run.plan_parts import Sizes, Work
+from lit_rec.run.rates import rates, remember
 from tests.session_worlds import make_session_world
 from tests.worlds import make_unified_world, make_world
 
@@ -181,7 +183,36 @@ def test_the_text_says_what_the_numbers_are() -> None:
     told = shown(render_plan(cfg, make_plan(cfg, Sizes(31, 8, 17))))
     for words in ("410 answers of 13,120 tokens", "upper bound", "at most", "runs/quickstart", "/shared/answers"):
         assert words in told
-    assert in_words(Work(titles=1200)).startswith("For the LLM at most 1,200 titles to score")
+    assert in_words(Work(titles=1200), {}).startswith("For the LLM at most 1,200 titles to score")
+
+
+@pytest.mark.parametrize(
+    ("left", "known", "seconds", "said"),
+    [
+        (Work(2, 6000), {"tokens": 100.0}, 60.0, "that is 60 s at most"),
+        (Work(2, 60_000), {"tokens": 100.0}, 600.0, "100 tokens/s of the last time that is 10 min at most"),
+        (Work(2, 60_000, 900_000), {"tokens": 100.0, "titles": 50.0}, 18_600.0, "that is 5.2 h at most"),
+        (Work(2, 60_000, 9), {"tokens": 100.0}, None, "is told once this LLM has worked here"),
+        (Work(2, 60_000), {}, None, "is told once this LLM has worked here"),
+    ],
+)
+def test_how_long(left: Work, known: dict[str, float], seconds: float | None, said: str) -> None:
+    assert seconds_left(left, known) == seconds
+    assert said in in_words(left, known)
+
+
+def test_rates_of_the_last_time(tmp_path: Path) -> None:
+    cfg = load("quickstart.yaml", f"run.cache={tmp_path}")
+    assert rates(cfg) == {}
+    remember(cfg, "tokens", 50, 1.0)  # too short to say anything
+    assert rates(cfg) == {}
+    remember(cfg, "tokens", 900, 9.0)
+    remember(cfg, "titles", 30, 10.0)
+    remember(cfg, "tokens", 800, 10.0)
+    assert rates(cfg) == {"tokens": 80.0, "titles": 3.0}
+    assert rates(load("quickstart.yaml", f"run.cache={tmp_path}", "trainer.threads=1")) == {}  # another rate
+    (tmp_path / "rates.json").write_text("no JSON")
+    assert rates(cfg) == {}
 
 
 class TestPlannedRun:
