@@ -32,7 +32,8 @@ class RoundEvaluation(RoundHooks):
         loop, state, before = rounds.loop, rounds.state_of(number), rounds.pairs_from(number)
         if distributed.size() > 1:  # alike to the last bit: its answers are found by the adapter's digest
             policy.llm.load_adapter(distributed.agreed(policy.llm.adapter_state()))
-        policy.llm.mark_adapter()
+        else:
+            policy.llm.mark_adapter()
         fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 
         def build(work: Path) -> dict[str, Any]:

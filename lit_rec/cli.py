@@ -18,6 +18,7 @@ from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
 from lit_rec.run.differing import check_same
+from lit_rec.run.folder import FULL
 from lit_rec.secrets import hide
 from lit_rec.stopping import stoppable
 
@@ -42,7 +43,6 @@ SEVERAL = {
 OF_FINISHED = ("validate", "test", "predict", "export")  # commands that serve a finished run
 AT_WORK = ("fit", *OF_FINISHED)  # commands that a cluster runs: --quiet, --json
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # how torchrun and Slurm number the copies of a command that they start
-FULL = (errno.ENOSPC, errno.EDQUOT)
 CODES = """\
 Exit codes: 0 done, 1 a defect in lit_rec (with a traceback), 2 something you can mend, 130 interrupted, 143 stopped by
 SIGTERM, 138 by SIGUSR1. After 128 and more the same command goes on."""

@@ -182,13 +182,7 @@ class RemoteAdapters:
                 "policy.lora.r",
             )
         if unreachable(error):
-            urls = ", ".join(other.url for other in self.endpoints.all)
-            return UserError(
-                f"no server answers at {urls}",
-                where="config key llm.server.urls",
-                why=cause_of(error),
-                fix="start the server, or correct the address; the same command goes on",
-            )
+            return self.endpoints.nobody(error, then="the same command goes on")
         key = read_key(self.api_key_env)
         return explain(error, one.url, model=name, key=key, variable=self.api_key_env, known=None)
 

@@ -162,6 +162,15 @@ class Endpoints:
         self.patience, self.timeout = patience, timeout
         self.last_error: BaseException = NoneLeft("no request was sent")
 
+    def nobody(self, error: BaseException, then: str = "") -> UserError:
+        """What to say where none of them can be reached; `then` is what follows once one can."""
+        return UserError(
+            f"no server answers at {', '.join(one.url for one in self.all)}",
+            where="config key llm.server.urls",
+            why=cause_of(error),
+            fix="; ".join(filter(None, ("start the server, or correct the address", then))),
+        )
+
     @asynccontextmanager
     async def clients(self, key: str) -> AsyncIterator[None]:
         """Connections for one request of many answers; what was set aside stays so, unless nothing else is left."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -250,24 +250,27 @@ class LanguageModel:
             seed = int(hashlib.sha256(luck.encode()).hexdigest()[:12], 16)
             drawn = sampler.sample([tokens[i] for i in todo], [len(js) for js in todo.values()], seed)
             ids = [one for answers in drawn for one in answers]
-            new = [(keys[i][j], self._answer(one, sampler.stop)) for (i, j), one in zip(part, ids, strict=True)]
-            if not self.sharded or distributed.main():
-                self.store.add(new)
+            new = {keys[i][j]: self._answer(one, sampler.stop) for (i, j), one in zip(part, ids, strict=True)}
+            self.keep(new)
             found.update(new)
             if progress is not None:
-                progress(len(new), sum(answer.tokens for _, answer in new))
+                progress(len(new), sum(answer.tokens for answer in new.values()))
 
         # Where the model is cut, all processes have to stay in step: none can take a smaller batch of its own accord.
-        within: Callable[..., None] = (
-            (lambda do, part: do(part)) if self.sharded else Halving("answers", "llm.batch_size")
-        )
+        halving = None if self.sharded else Halving("answers", "llm.batch_size")
         for todo in self.share([todo for batch in batches if (todo := [i for i in batch if lacking[i]])]):
-            within(draw, [(i, j) for i in todo for j in lacking[i]])
+            batch = [(i, j) for i in todo for j in lacking[i]]
+            halving(draw, batch) if halving else draw(batch)
         return found
 
     def share(self, batches: Sequence[T]) -> Sequence[T]:
         """The batches that are this process's to run through the model: a share, or all where the model is cut."""
         return batches if self.sharded else distributed.share(batches)
+
+    def keep(self, answers: Mapping[str, Answer]) -> None:
+        """Put what this process has computed on disk; where the model is cut all have, and process 0 does."""
+        if not self.sharded or distributed.main():
+            self.store.add(answers.items())
 
     def _answer(self, ids: list[int], stop: Tensor) -> Answer:
         ended = bool(ids) and ids[-1] in stop.tolist()

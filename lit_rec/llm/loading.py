@@ -177,6 +177,23 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
     return model.eval(), tokenizer
 
 
+def merged(cfg: LLMConfig, adapter: Path, cache: Path | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The whole model with an adapter merged into its full weights, on the CPU, and its tokenizer.
+
+    Args:
+        cfg: The model the adapter was trained on; quantised or not.
+        adapter: Folder that `PeftModel.from_pretrained` reads.
+        cache: Where assets are kept.
+    """
+    from peft import PeftModel
+
+    whole: Any = OmegaConf.merge(OmegaConf.structured(cfg), {"quantization": None})
+    base, tokenizer = load_llm(whole, "cpu", cache)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload(), tokenizer
+
+
 def write_merged(cfg: LLMConfig, adapter: Path, target: Path, cache: Path | None = None) -> Path:
     """Write the whole model with an adapter merged into its full weights, unless it is there.
 
@@ -191,15 +208,9 @@ def write_merged(cfg: LLMConfig, adapter: Path, target: Path, cache: Path | None
     """
     if target.is_dir():
         return target
-    from peft import PeftModel
-
-    whole: Any = OmegaConf.merge(OmegaConf.structured(cfg), {"quantization": None})
-    base, tokenizer = load_llm(whole, "cpu", cache)
+    model, tokenizer = merged(cfg, adapter, cache)
     work = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(work, ignore_errors=True)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
-        model: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     model.save_pretrained(work, safe_serialization=True)
     tokenizer.save_pretrained(work)
     publish(work, target)

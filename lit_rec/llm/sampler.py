@@ -6,6 +6,7 @@ repeated per answer and the answers are written together, token by token.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,23 @@ def check_window(config: PretrainedConfig, length: int) -> None:
                 where="config key llm",
                 fix="show less (prompt.history, ranking.history), ask for less (max_new_tokens), or another model",
             )
+
+
+@contextmanager
+def head_at(model: Any, places: tuple[Tensor, Tensor]) -> Iterator[None]:
+    """Meanwhile the language-model head works on these places alone: logits are [1, places, vocabulary].
+
+    Picking from its output instead would compute, and for a backward pass keep, all of it.
+
+    Args:
+        model: A causal language model, or its PEFT wrapper.
+        places: Rows and columns, on the model's device.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (args[0][places][None],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def nucleus_sample(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> Tensor:

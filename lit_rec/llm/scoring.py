@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import TEMPLATES, Messages
-from lit_rec.llm.sampler import check_window, common_prefix
+from lit_rec.llm.sampler import check_window, common_prefix, head_at
 from lit_rec.llm.store import Answer, answer_key
 
 END_OF_TURN = "<eos>"
@@ -167,8 +166,7 @@ class TitleScorer:
                 )
         before = self.computed
         found = self._forward(list(rows.values()))
-        if not self.llm.sharded or distributed.main():
-            self.llm.store.add(found.items())
+        self.llm.keep(found)
         if progress is not None:
             progress(len(found), self.computed - before)
         return found
@@ -213,13 +211,7 @@ class TitleScorer:
             cache.batch_select_indices(owner)
         ids, position, sees, heads = _collate(rows)
         mask = torch.cat([past[owner][:, None, :].expand(-1, ids.shape[1], -1), sees.to(device)], dim=2)
-
-        def pick(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            """Let the head work on the positions that are asked for alone."""
-            return (args[0][heads[0].to(device), heads[1].to(device)][None],)
-
-        hook = model.get_output_embeddings().register_forward_pre_hook(pick)
-        try:
+        with head_at(model, (heads[0].to(device), heads[1].to(device))):
             logits = model(
                 ids.to(device),
                 attention_mask=mask[:, None],
@@ -227,8 +219,6 @@ class TitleScorer:
                 past_key_values=cache,
                 use_cache=cache is not None,
             ).logits[0]
-        finally:
-            hook.remove()
         self.computed += sum(row.width for row in rows) + sum(map(len, shared))
         steps = [row.tree.steps for row in rows]
         first = torch.tensor([0, *(len(row.tree.tokens) for row in rows)]).cumsum(0)

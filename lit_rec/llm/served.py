@@ -76,20 +76,7 @@ class ServedLanguageModel(LanguageModel):
         return model.answers(prompts, counts, settings=settings, progress=progress)
 
     def _model(self, name: str) -> ServerModel:
-        s = self.server
-        model = ServerModel(
-            name,
-            list(s.urls),
-            self.store,
-            settings=self.settings,
-            seed=self.seed,
-            api_key_env=s.key_env,
-            concurrency=s.concurrency,
-            timeout=s.timeout,
-            max_retries=s.retries,
-            batch_size=self.cfg.batch_size,
-            revision=s.revision,
-        )
+        model = ServerModel.configured(self.server, self.cfg, self.store, seed=self.seed, model=name)
         model.endpoints = self.endpoints  # a replica that was set aside stays so
         return model
 

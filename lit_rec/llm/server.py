@@ -20,7 +20,6 @@ from lit_rec.llm.endpoints import (
     Endpoints,
     Malformed,
     NoneLeft,
-    cause_of,
     explain,
     hide_key,
     pause,
@@ -32,6 +31,7 @@ from lit_rec.llm.endpoints import (
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.llm.store import Answer, AnswerStore, answer_key
+from lit_rec.schema import LLMConfig, ServerConfig
 
 LONGEST_BODY = 10_000  # characters looked at; messages show fewer
 Progress = Callable[[int, int], None]
@@ -111,6 +111,33 @@ class ServerModel:
         self.endpoints = Endpoints(urls, patience=max_retries, timeout=timeout)
         self.fingerprint = json.dumps(["server", model, revision])  # neither address nor key: both may change
         self.usage = Usage()
+
+    @classmethod
+    def configured(
+        cls, server: ServerConfig, cfg: LLMConfig, store: AnswerStore, *, seed: int, model: str = ""
+    ) -> "ServerModel":
+        """A model behind a server, as a configuration names it.
+
+        Args:
+            server: `llm.server`.
+            cfg: `llm`: how it is sampled.
+            store: Where answers are kept.
+            seed: Of the sampling.
+            model: Another name than `llm.server.model`, of an adapter for instance.
+        """
+        return cls(
+            model or server.model,
+            list(server.urls),
+            store,
+            settings=SamplingSettings(cfg.max_new_tokens, cfg.temperature, cfg.top_p),
+            seed=seed,
+            api_key_env=server.key_env,
+            concurrency=server.concurrency,
+            timeout=server.timeout,
+            max_retries=server.retries,
+            batch_size=cfg.batch_size,
+            revision=server.revision,
+        )
 
     def check(self) -> None:
         """Ask every URL for its models, once.
@@ -193,7 +220,7 @@ class ServerModel:
                     raise await self._explained(models, one) if isinstance(models, OpenAIError) else models
             down = [(one, error) for one, error in pairs if isinstance(error, BaseException)]
             if len(down) == len(pairs):
-                raise self._nobody(down[0][1])
+                raise self.endpoints.nobody(down[0][1])
             for one, error in down:
                 self.endpoints.set_aside(one, error)
 
@@ -255,7 +282,7 @@ class ServerModel:
         try:
             return await retrying(self._attempt, key, prompt, settings, last)
         except NoneLeft:
-            raise self._nobody(self.endpoints.last_error) from None
+            raise self.endpoints.nobody(self.endpoints.last_error) from None
         except (OpenAIError, Malformed) as error:
             raise await self._explained(error, last[-1]) from None
 
@@ -319,15 +346,6 @@ class ServerModel:
                 known = None  # the message is about the first error
         key = read_key(self.api_key_env)
         return explain(error, one.url, model=self.model, key=key, variable=self.api_key_env, known=known)
-
-    def _nobody(self, error: BaseException) -> UserError:
-        urls = ", ".join(one.url for one in self.endpoints.all)
-        return UserError(
-            f"no server answers at {urls}",
-            where="config key llm.server.urls",
-            why=cause_of(error),
-            fix="start the server, or correct the address",
-        )
 
 
 def _error(state: RetryCallState) -> BaseException | None:

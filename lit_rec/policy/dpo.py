@@ -59,11 +59,11 @@ class DPOPolicy(L.LightningModule):
             beta=self.cfg.beta,
             label_smoothing=self.cfg.label_smoothing,
         )
-        if batch["weight"] > 0:
-            self._count(losses.detach(), chosen, rejected, logps.detach())
+        self._count(losses.detach(), chosen, rejected, logps.detach(), batch["weight"] > 0)
         return losses.sum() * batch["weight"]
 
-    def _count(self, losses: Tensor, chosen: Tensor, rejected: Tensor, logps: Tensor) -> None:
+    def _count(self, losses: Tensor, chosen: Tensor, rejected: Tensor, logps: Tensor, counts: Tensor) -> None:
+        """Add to the epoch's sums; `counts` is false for pairs that another process has counted."""
         new = {
             "loss": losses,
             "chosen_reward": chosen,
@@ -75,7 +75,7 @@ class DPOPolicy(L.LightningModule):
             "pairs": torch.ones_like(losses),
         }
         for name, values in new.items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + values.sum()
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + counts * values.sum()
 
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's sums; a new round begins with a fresh optimiser."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lit_rec.llm.sampler import check_window
+from lit_rec.llm.sampler import check_window, head_at
 
 _SHARED = "lit_rec_shared_prompt"  # our attention's name among those of transformers
 _layout: ContextVar["_Layout"] = ContextVar("layout")
@@ -193,22 +193,13 @@ def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     check_window(model.config, batch["input_ids"].shape[1])  # type: ignore[arg-type]
     mask = batch["target_mask"]
     places = mask.nonzero()[:, 0], batch["columns"][batch["source"][mask]]  # row and column that predict each target
-
-    def pick(head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The head works on these places alone: picking from its output would keep all of that until the backward."""
-        return (args[0][places][None],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[operator]
-    try:
-        with _attention(model, batch):
-            logits = model(
-                batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                position_ids=batch["position_ids"],
-                use_cache=False,
-            ).logits[0]
-    finally:
-        hook.remove()
+    with head_at(model, places), _attention(model, batch):
+        logits = model(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
+        ).logits[0]
     token_logps = -F.cross_entropy(logits.float(), batch["targets"][mask], reduction="none")
     logps = token_logps.new_zeros(mask.shape)
     logps[mask] = token_logps

@@ -194,7 +194,7 @@ def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
             fix="switch a control on, or set policy.rounds above 0",
         )
     frames = distributed.divide(rows)
-    if distributed.main():  # visits what the others have built, whose costs are told as well
+    if distributed.size() > 1 and distributed.main():  # visits what others have built, whose costs are told as well
         with distributed.alone():
             frames = [one() for one in rows]
     return pl.concat(frames)

@@ -17,7 +17,6 @@ from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import item_text
 from lit_rec.llm.ranker import Measure, SessionRanker
 from lit_rec.llm.ranking import RankingPrompts
-from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.llm.server import ServerModel
 from lit_rec.metrics.sessions import rank_metrics, target_ranks
 from lit_rec.recipes.models import Models, sharded
@@ -79,8 +78,8 @@ class SessionGround(Models):
     @cached_property
     def llm(self) -> LanguageModel | ServerModel:
         """The frozen LLM: in process, or behind a server."""
-        c, s = self.cfg.llm, self.cfg.llm.server
-        if s is None:
+        c = self.cfg.llm
+        if c.server is None:
             return LanguageModel(
                 c,
                 LoraConfig(),
@@ -90,19 +89,7 @@ class SessionGround(Models):
                 cache=self.cache,
                 sharded=sharded(self.cfg),
             )
-        server = ServerModel(
-            s.model,
-            list(s.urls),
-            self.store,
-            settings=SamplingSettings(c.max_new_tokens, c.temperature, c.top_p),
-            seed=self.cfg.seed,
-            api_key_env=s.key_env,
-            concurrency=s.concurrency,
-            timeout=s.timeout,
-            max_retries=s.retries,
-            batch_size=c.batch_size,
-            revision=s.revision,
-        )
+        server = ServerModel.configured(c.server, c, self.store, seed=self.cfg.seed)
         server.check()
         return server
 

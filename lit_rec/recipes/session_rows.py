@@ -155,7 +155,7 @@ class SessionRows:
                 len(d.items) - 1,
                 validation=(d.lists, d.splits.validation),
                 seed=self.cfg.seed,
-                accelerator=by_one(self.ground.device)["accelerator"],
+                **by_one(self.ground.device),
                 **self.cfg.evaluation.sasrec,
             )
             progress(1)

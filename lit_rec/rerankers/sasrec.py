@@ -222,6 +222,7 @@ def fit_sasrec(
     patience: int = 10,
     seed: int = 1,
     accelerator: str = "cpu",
+    devices: int | list[int] = 1,
 ) -> SASRecModule:
     """Train a SASRec and keep the epoch with the best NDCG@10 on validation sessions.
 
@@ -243,6 +244,7 @@ def fit_sasrec(
         patience: Epochs without improvement before stopping.
         seed: Of initialisation, dropout, negatives and the order of sequences.
         accelerator: Lightning's.
+        devices: number of devices, or which GPU.
 
     Returns:
         The module of the chosen epoch, in evaluation mode, on the CPU.
@@ -272,7 +274,7 @@ def fit_sasrec(
         keep = KeepBest(MONITOR)
         trainer = L.Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=devices,
             max_epochs=max_epochs,
             callbacks=[EarlyStopping(MONITOR, mode="max", patience=patience), keep],
             logger=False,

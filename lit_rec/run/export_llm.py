@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lit_rec.llm.loading import load_llm
+from lit_rec.llm.loading import merged
 from lit_rec.recipes.loop import Loop
 from lit_rec.run.cards import front_matter, write_card
 from lit_rec.run.folder import write_atomic
@@ -61,17 +59,11 @@ def write_adapter(cfg: DictConfig, source: Path, target: Path, facts: dict[str, 
 
 def write_merged(cfg: DictConfig, loop: Loop, adapter: Path, target: Path, facts: dict[str, Any]) -> None:
     """Merge the adapter into its base, in the number format the run sampled in, and write all that serving needs."""
-    from peft import PeftModel
-
     if cfg.llm.quantization is not None:
         facts = facts | {
             "note": f"{facts['note']} Measured on {cfg.llm.quantization} weights; merged into the full ones."
         }
-    whole = OmegaConf.merge(cfg.llm, {"quantization": None})
-    base, tokenizer = load_llm(whole, "cpu", loop.ground.cache)  # type: ignore[arg-type]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
-        model: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    model, tokenizer = merged(cfg.llm, adapter, loop.ground.cache)
     ends = (tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id)
     stops = sorted({i for end in ends if end is not None for i in (end if isinstance(end, list) else [end])})
     settings = {"do_sample": True, "temperature": cfg.llm.temperature, "top_p": cfg.llm.top_p, "top_k": 0}
