@@ -175,13 +175,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with stoppable() as stop:
         try:
             return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown], argv)
-        except KeyboardInterrupt:
-            pass
-        except SystemExit as end:
-            if not isinstance(end.__context__, KeyboardInterrupt):  # which Lightning's Trainer turns it into
-                raise
-        except Exception as error:
-            return _failed(error, as_json)
+        except BaseException as error:
+            if stop.number is None and not isinstance(error, KeyboardInterrupt):
+                if not isinstance(error, Exception):
+                    raise
+                return _failed(error, as_json)
     told = {"event": "interrupted", "message": str(stop), "code": stop.code}
     print(json.dumps(told) if as_json else stop, file=sys.stderr)
     return stop.code

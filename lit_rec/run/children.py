@@ -17,8 +17,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lit_rec.stopping import stoppable
-
 KEPT, WAITING, WORKING, DONE, FAILED = "finished before", "", "at work", "done", "failed"
 PATIENCE = 20.0  # seconds a stopped run has for its last batch before it is killed; a killed run resumes as well
 PAUSE = 0.1  # seconds between two looks at the processes
@@ -131,7 +129,7 @@ def run_children(children: Sequence[Child], *, jobs: int, console: Console | Non
         from lit_rec.run.progress import console as shared
 
         console = shared
-    with stoppable(), _overview(children, console) as tell:
+    with _overview(children, console) as tell:
         try:
             for child in children:
                 if child.state == KEPT:

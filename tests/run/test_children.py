@@ -18,6 +18,7 @@ from rich.console import Console
 from lit_rec.run import children
 from lit_rec.run.children import DONE, FAILED, KEPT, WAITING, Child, overview, run_children
 from lit_rec.run.sweep import tell_failures
+from lit_rec.stopping import stoppable
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -118,9 +119,10 @@ class TestChildren:
 
         thread = threading.Thread(target=interrupt)
         thread.start()
-        with pytest.raises(KeyboardInterrupt):
+        with stoppable() as stop, pytest.raises(KeyboardInterrupt):
             run_children(runs, jobs=2, console=quiet())
         thread.join()
+        assert stop.number == number
         assert runs[0].log.read_text() == "up\nstopped\n"
         assert [run.process.poll() for run in runs[:2] if run.process] == [0, -9]
         assert [run.state for run in runs] == [WAITING] * 3
