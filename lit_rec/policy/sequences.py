@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 from lit_rec.llm.sampler import check_window, head_at
@@ -180,6 +181,30 @@ def _attention(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[None]:
         _layout.reset(token)
 
 
+class _TargetLogps(torch.autograd.Function):
+    """log softmax(logits)[targets], whose gradient is written over the logits: they are the largest tensor of a step.
+
+    PyTorch's keeps a log softmax beside them and makes two gradients of that size. Autograd itself would refuse if the
+    logits were needed by anything else.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """[N, V] and [N] to [N]."""
+        total = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, targets, total)
+        return logits.gather(1, targets[:, None]).squeeze(1) - total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """d/d logits = (one-hot - softmax) grad."""
+        logits, targets, total = ctx.saved_tensors
+        softmax = logits.sub_(total[:, None]).exp_()
+        gradient = softmax.mul_(-grad[:, None])
+        return gradient.scatter_add_(1, targets[:, None], grad[:, None]), None
+
+
 def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Log pi(answer | prompt), summed over the answer's tokens.
 
@@ -200,7 +225,7 @@ def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             position_ids=batch["position_ids"],
             use_cache=False,
         ).logits[0]
-    token_logps = -F.cross_entropy(logits.float(), batch["targets"][mask], reduction="none")
+    token_logps: Tensor = _TargetLogps.apply(logits.float(), batch["targets"][mask])  # type: ignore[no-untyped-call]
     logps = token_logps.new_zeros(mask.shape)
     logps[mask] = token_logps
     return logps.sum(-1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lit_rec.cli import ENVIRONMENT
 from tests.benchmarks.harness import CLOCK
 
 NAMES = (
@@ -38,7 +39,7 @@ def measure(name: str, full: bool, clock: str, plot: Path | None) -> list[dict[s
     code = f"from tests.benchmarks.bench_{name} import run\n"
     options = f"full={full}" + (f", plot={str(plot)!r}" if plot and name == "growth" else "")
     code += f"for row in run({options}): print('ROW', row.line(), flush=True)"
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", CLOCK: clock}
+    environment = {**ENVIRONMENT, **os.environ, CLOCK: clock}  # as the command line has it, for the peers as well
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr)

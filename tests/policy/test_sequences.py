@@ -4,9 +4,10 @@ import random
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from lit_rec.errors import UserError
-from lit_rec.policy.sequences import Example, answer_logps, collate, encode_chat
+from lit_rec.policy.sequences import Example, _TargetLogps, answer_logps, collate, encode_chat
 from tests.tiny import tiny_llama, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -82,3 +83,23 @@ def test_sliding_window_is_refused() -> None:
     model.config.sliding_window = 4
     with pytest.raises(UserError, match="sliding window"):
         answer_logps(model, collate([Example([4, 5, 6], [[5], [6]])]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_written_over_the_logits_is_that_of_cross_entropy(dtype: torch.dtype) -> None:
+    """Also where logits come out of a cap, as some models have it, or out of another precision."""
+    torch.manual_seed(0)
+    hidden, targets, weight = torch.randn(7, 5), torch.randint(0, 50, (7,)), torch.randn(7)
+    head = (3 * torch.randn(5, 50)).requires_grad_()
+    found = []
+    for ours in (True, False):
+        logits = (4 * torch.tanh((hidden @ head).to(dtype) / 4)).float()
+        logps = _TargetLogps.apply(logits, targets) if ours else -cross_entropy(logits, targets, reduction="none")
+        found.append((logps.detach(), *torch.autograd.grad((logps * weight).sum(), head)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_logits_that_something_else_needs_are_not_written_over() -> None:
+    logits = torch.randn(3, 9, requires_grad=True).exp()  # whose own gradient is made from what it gave
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        _TargetLogps.apply(logits, torch.tensor([1, 2, 3])).sum().backward()
