@@ -11,6 +11,9 @@ from lit_rec.errors import UserError
 from lit_rec.llm.loading import hub_error, pick_dtype
 
 
+ON_CPU = 2000  # tokens per pass there: what a pass computes stays in the cache (a third faster than passes of 10,000)
+
+
 class TextEncoder:
     """Mean-pooled sentence vectors.
 
@@ -18,7 +21,7 @@ class TextEncoder:
         source: Folder or hub repository of an encoder.
         device: Where it runs.
         dtype: "auto", "float32", "bfloat16" or "float16".
-        batch_size: Chunks per forward pass.
+        batch_size: Most chunks per forward pass; on a CPU long ones are fewer.
         max_tokens: Tokens per chunk, special tokens included.
 
     Raises:
@@ -73,8 +76,7 @@ class TextEncoder:
         left = [0] * len(unique)
         for owner, _ in chunks:
             left[owner] += 1
-        for start in distributed.share(range(0, len(chunks), self.batch_size)):
-            batch = chunks[start : start + self.batch_size]
+        for batch in distributed.share(self._batches(chunks)):
             vectors, lengths = self._pool([ids for _, ids in batch])
             owners = torch.tensor([owner for owner, _ in batch])
             total.index_add_(0, owners, vectors * lengths)
@@ -101,6 +103,17 @@ class TextEncoder:
         )
         source = range(len(owners)) if cut else found["overflow_to_sample_mapping"]
         return [(owners[i], ids) for i, ids in zip(source, found["input_ids"], strict=True)]
+
+    def _batches(self, chunks: list[tuple[int, list[int]]]) -> list[list[tuple[int, list[int]]]]:
+        """Chunks, the shortest first, as they go through the model together."""
+        most = ON_CPU if self.model.device.type == "cpu" else self.batch_size * self.max_tokens
+        batches: list[list[tuple[int, list[int]]]] = []
+        for chunk in chunks:
+            full = not batches or len(batches[-1]) == self.batch_size
+            if full or (len(batches[-1]) + 1) * len(chunk[1]) > most:
+                batches.append([])
+            batches[-1].append(chunk)
+        return batches
 
     def _pool(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Mean over the tokens of each chunk: [chunks, width] and the token counts [chunks, 1]."""

@@ -14,7 +14,7 @@ from lit_rec.llm.loading import local_source
 from tests.benchmarks.harness import Row, interleave
 from tests.benchmarks.worlds import text
 
-SIZES = (2, 4, 8, 32)
+SIZES, DEFAULT = (2, 4, 8, 32), 32
 
 
 def library(source: str) -> tuple[str, Callable[[list[str], int], torch.Tensor]]:
@@ -70,7 +70,11 @@ def run(full: bool = False) -> list[Row]:
     assert apart < 1e-3, apart  # the same vectors
     calls = [lambda size=size: theirs(texts, size) for size in SIZES]  # type: ignore[misc]
     mine, *others = interleave(lambda: ours.encode(texts), *calls, repeats=2)
-    best = min(others)
+    best, usual = min(others), others[SIZES.index(DEFAULT)]
     work = f"encoding {many} texts of 50 to 400 tokens, MiniLM"
     note = ", ".join(f"{size} at a time: {t:.1f} s" for size, t in zip(SIZES, others, strict=True))
-    return [Row(work, f"{peer}, best batch size", mine, best, "s", best / mine, 1.2, note)]
+    note += "; both spend their time in the same matrix products"
+    return [
+        Row(work, f"{peer}, best batch size", mine, best, "s", best / mine, 1.2, note),
+        Row(work, f"{peer}, its usual batch size ({DEFAULT})", mine, usual, "s", usual / mine, 1.2),
+    ]

@@ -50,6 +50,7 @@ class PerSample(Dataset[dict[str, Any]]):
         user, candidates, labels = self.data[place]
         past, ratings = (values[-HISTORY:] for values in self.history[str(user)])
         sample: dict[str, Any] = {
+            "user": torch.tensor(user).long(),
             "items": torch.tensor(candidates).long(),
             "genre": torch.tensor([self.genre[str(item)] for item in candidates]).long(),
             "labels": torch.tensor(labels),
