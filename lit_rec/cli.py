@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lit_rec import distributed
 from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
@@ -42,7 +43,6 @@ SEVERAL = {
 }
 OF_FINISHED = ("validate", "test", "predict", "export")  # commands that serve a finished run
 AT_WORK = ("fit", *OF_FINISHED)  # commands that a cluster runs: --quiet, --json
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # how torchrun and Slurm number the copies of a command that they start
 ENVIRONMENT = {
     # Threads that wait by spinning make every small operation ten times slower as soon as another process wants a core.
     "OMP_WAIT_POLICY": "passive",
@@ -176,12 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         top.error(f"unknown argument {bad[0]}")
     if args.command in OF_FINISHED and args.config is None and args.run is None:
         top.error("one of the arguments --config --run is required")
-    if args.command != "fit" and (other := _other_rank()):
-        print(f"`{args.command}` is left to process 0: {other}, and one process writes the output", file=sys.stderr)
-        return 0
     as_json = getattr(args, "json", False)
     with stoppable() as stop:
         try:
+            if args.command != "fit" and (place := distributed.discover()) and place.rank:
+                who = f"process 0 of {place.size}, and this is process {place.rank}"
+                print(f"`{args.command}` is left to {who}", file=sys.stderr)
+                return 0
             return _several(args, unknown) if args.command in SEVERAL else _one(args, [*args.overrides, *unknown], argv)
         except BaseException as error:
             if stop.number is None and not isinstance(error, KeyboardInterrupt):
@@ -209,12 +210,6 @@ def _failed(error: Exception, as_json: bool) -> int:
     return 1
 
 
-def _other_rank() -> str:
-    """What says that this process is not the first of those that a launcher has started; "" where it is, or alone."""
-    name = next((name for name in RANKS if name in os.environ), None)
-    return "" if name is None or os.environ[name] in ("", "0") else f"{name}={os.environ[name]}"
-
-
 def _tell(error: UserError, as_json: bool) -> int:
     """Say what the user can mend; return the exit code."""
     parts = {name: getattr(error, name) for name in ("what", "where", "why", "fix")}
@@ -233,8 +228,6 @@ def _one(args: argparse.Namespace, overrides: list[str], argv: Sequence[str]) ->
         return 0
     _prepare()
     if args.command == "fit":
-        from lit_rec import distributed
-
         place = distributed.discover()
         if place is None and cfg.trainer.devices != 1:
             from lit_rec.run.launch import devices_here, launch

@@ -184,9 +184,10 @@ class TestRun:
         """The run's own configuration counts; an experiment beside it has to describe the same run."""
         both = ["--config", world.config, "--run", str(run), "--output", str(tmp_path / "ranked.parquet")]
         made_with = [*BARE, "policy.beta=0.3"]
-        monkeypatch.setenv("RANK", "1")  # as torchrun numbers its processes
+        for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():  # as torchrun numbers them
+            monkeypatch.setenv(name, value)
         assert main(["predict", *both]) == 0
-        assert "left to process 0: RANK=1" in capsys.readouterr().err
+        assert "left to process 0 of 2, and this is process 1" in capsys.readouterr().err
         assert list(tmp_path.iterdir()) == []
         monkeypatch.setenv("RANK", "0")
         assert main(["predict", *both, *made_with]) == 0

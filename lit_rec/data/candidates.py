@@ -1,7 +1,6 @@
 """Candidates: sampled negatives, and the models that make them and their order realistic (popularity, BPR)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,22 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from lit_rec.errors import UserError
+from lit_rec.threads import one_thread
 
 FACTORS = 32
 STEPS = 500
 BATCH = 2048
 RETRIEVED = 100  # `negatives: retrieved` draws from this many best-scored items
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in a fixed order: candidate lists must not depend on how many cores a machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -47,7 +36,7 @@ class Ranker:
 
     def score_all(self, users: np.ndarray) -> np.ndarray:
         """Scores [n, n_items + 1] of all items for users [n]."""
-        with _one_thread():
+        with one_thread():  # sums in a fixed order: lists must not depend on how many cores a machine has
             product = torch.from_numpy(self.user_factors[users]) @ torch.from_numpy(self.item_factors).T
         return product.numpy() + self.item_bias
 
@@ -62,7 +51,7 @@ def popularity_ranker(counts: np.ndarray, n_users: int) -> Ranker:
     return Ranker(np.zeros((len(counts), 1)), counts, np.zeros((n_users, 1)))
 
 
-@_one_thread()
+@one_thread()  # sums in a fixed order: lists must not depend on how many cores a machine has
 def bpr_ranker(users: np.ndarray, items: np.ndarray, histories: np.ndarray, n_items: int, seed: int) -> Ranker:
     """A matrix factorisation fitted with Bayesian personalised ranking (arXiv 1205.2618).
 

@@ -10,7 +10,6 @@ from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import hub_error, pick_dtype
 
-
 ON_CPU = 2000  # tokens per pass there: what a pass computes stays in the cache (a third faster than passes of 10,000)
 
 

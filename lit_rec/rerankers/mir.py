@@ -74,6 +74,7 @@ class MIR(nn.Module):
     """
 
     uses_history = True
+    serial = True  # a chain of small steps: see `lit_rec.threads.one_thread`
     default_loss = "bce"
 
     def __init__(

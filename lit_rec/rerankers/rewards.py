@@ -238,7 +238,7 @@ def _score_pairs(
 
 
 def _at_a_time(module: RerankerModule, limit: int) -> int:
-    """Rows per pass: on a CPU few enough that what a pass computes stays in the cache, 1.2 (DLCM) to 1.7 (PRM) times as fast."""
+    """Rows per pass: on a CPU what a pass computes shall stay in the cache, 1.2 (DLCM) to 1.7 (PRM) times as fast."""
     return min(limit, 1024) if module.device.type == "cpu" else limit
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,11 @@ from lit_rec.data.sessions import SessionDataModule
 from lit_rec.data.splits import Splits
 from lit_rec.errors import UserError
 from lit_rec.rerankers.module import RerankerModule
+from lit_rec.threads import one_thread
 
+SMALL = (
+    8192  # candidates of a batch, from which on a second thread brings more than handing it the work costs (measured)
+)
 Selection = Literal["validation", "last", "test_kar"]
 
 
@@ -184,7 +189,9 @@ def fit_reranker(
         )
         history = module.uses_history
         data = SessionDataModule(lists, splits, batch_size=batch_size, with_history=history, seed=seed)
-        trainer.fit(module, data.train_dataloader(), data.val_dataloader() if measured else None)
+        small = module.serial or batch_size * lists.items.shape[1] < SMALL
+        with one_thread(small and isinstance(trainer.accelerator, CPUAccelerator)):
+            trainer.fit(module, data.train_dataloader(), data.val_dataloader() if measured else None)
         module.cpu().load_state_dict(keep.weights)
     module.trainer = None
     seconds = time.perf_counter() - started

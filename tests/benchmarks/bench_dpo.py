@@ -129,7 +129,7 @@ def side(name: str, accumulate: int) -> None:
 
 def run(full: bool = False) -> list[Row]:
     """Seconds and gigabytes of one update with its reference."""
-    accumulate = 8 if full else 2  # the batches of an update follow one another: the ratio does not depend on it
+    accumulate = 8 if full else 1  # the batches of an update follow one another: the ratio does not depend on it
     found: dict[str, dict[str, float]] = {}
     for name in ("ours", "trl", "trl_precomputed"):
         command = [sys.executable, "-m", "tests.benchmarks.bench_dpo", name, str(accumulate)]

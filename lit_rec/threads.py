@@ -1,0 +1,21 @@
+"""How many threads compute."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Compute in this thread alone meanwhile; afterwards as before.
+
+    A chain of small steps, as a GRU makes it, waits for the threads it is handed to longer than it computes.
+    """
+    before = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
