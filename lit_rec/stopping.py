@@ -61,11 +61,11 @@ def stoppable(*, last: bool = False) -> Iterator[Stop]:
         stop.number = number
         raise Stopped
 
-    def thrown_away(ignored: "sys.UnraisableHookArgs") -> None:
-        if isinstance(ignored.exc_value, Stopped) and stop.number is not None:
+    def thrown_away(what: "sys.UnraisableHookArgs") -> None:
+        if isinstance(what.exc_value, Stopped) and stop.number is not None:
             threading.Timer(0.05, os.kill, [os.getpid(), stop.number]).start()
         else:
-            hook(ignored)
+            hook(what)
 
     numbers = [number for name in NAMES if (number := getattr(signal, name, None)) is not None]
     ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]  # as `nohup` and `&` ask for

@@ -28,6 +28,7 @@ from lit_rec.recipes import rlrf
 from lit_rec.recipes.loop import Loop
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.statistics import Estimate, mean_over_users, paired_difference
+from lit_rec.threads import one_thread
 from tests.tiny import save_word_encoder, tiny_llama, word_tokenizer
 
 GENRES = ("western", "comedy", "horror", "romance", "crime", "fantasy")
@@ -214,10 +215,8 @@ def question(outcome: Outcome, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # such small matrices only wait for each other
-    yield play(tmp_path_factory.mktemp("planted"), seed=1)
-    torch.set_num_threads(threads)
+    with one_thread():  # such small matrices only wait for each other
+        yield play(tmp_path_factory.mktemp("planted"), seed=1)
 
 
 def test_the_untrained_model_speaks_the_format_and_knows_little(outcome: Outcome) -> None:

@@ -1,5 +1,6 @@
 """Texts to vectors: any Hugging Face encoder, mean pooling, long texts in chunks (METHODS: KAR cuts them instead)."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -105,7 +106,7 @@ class TextEncoder:
 
     def _batches(self, chunks: list[tuple[int, list[int]]]) -> list[list[tuple[int, list[int]]]]:
         """Chunks, the shortest first, as they go through the model together."""
-        most = ON_CPU if self.model.device.type == "cpu" else self.batch_size * self.max_tokens
+        most = ON_CPU if self.model.device.type == "cpu" else math.inf
         batches: list[list[tuple[int, list[int]]]] = []
         for chunk in chunks:
             full = not batches or len(batches[-1]) == self.batch_size

@@ -25,9 +25,7 @@ from lit_rec.errors import UserError
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.threads import one_thread
 
-SMALL = (
-    8192  # candidates of a batch, from which on a second thread brings more than handing it the work costs (measured)
-)
+SMALL = 8192  # candidates of a batch; from there on a second thread brings more than handing it work costs (measured)
 Selection = Literal["validation", "last", "test_kar"]
 
 

@@ -98,7 +98,7 @@ class PerCandidateAdaptor(nn.Module):
 
 
 class PerCandidate(nn.Module):
-    """The same reranker, reading what `PerSample` gives."""
+    """The same reranker with the weights of ours, reading what `PerSample` gives."""
 
     def __init__(self, module: RerankerModule) -> None:
         super().__init__()
@@ -107,11 +107,6 @@ class PerCandidate(nn.Module):
         self.ranker = copy.deepcopy(module.ranker)
         known = module.knowledge.adaptor
         self.adaptor = PerCandidateAdaptor(known) if known is not None else None
-
-    @classmethod
-    def like(cls, module: RerankerModule) -> "PerCandidate":
-        """With the weights of a module of ours."""
-        return cls(module)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits [B, C]."""
@@ -153,11 +148,12 @@ def train_peer(module: PerCandidate, loader: Any) -> float:
 
 
 def arithmetic(module: RerankerModule, batch: dict[str, Tensor]) -> float:
-    """Seconds that the matrix products of a step take per list, at the rate of a large one."""
+    """Seconds that the matrix products of a step take per list, at the rate of a large one in one thread."""
     with FlopCounterMode(display=False) as counter:
         module.training_step(batch, 0).backward()
     a, b = torch.randn(2, 2048, 2048)
-    rate = 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(5))
+    with one_thread():
+        rate = 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(5))
     return counter.get_total_flops() / rate / len(batch["items"])
 
 
@@ -190,7 +186,7 @@ def _compare(source: ListSet, splits: Splits, kind: str, vectors: dict[str, Tens
     def peer() -> None:
         shuffled = torch.Generator().manual_seed(1)
         loader = DataLoader(data, BATCH, shuffle=True, generator=shuffled)
-        losses["peer"] = train_peer(PerCandidate.like(fresh()), loader)
+        losses["peer"] = train_peer(PerCandidate(fresh()), loader)
 
     def peer_in_one_thread() -> None:
         with one_thread():

@@ -23,7 +23,7 @@ def run(full: bool = False) -> list[Row]:
     items = torch.randn(ITEMS + 1, WIDTH, generator=draw)
     vectors = {"user_vectors": torch.zeros(people, WIDTH), "item_vectors": items}
     module = RerankerModule(n_items=ITEMS, attributes=GENRE, **vectors).eval()
-    peer_module = PerCandidate.like(module).eval()
+    peer_module = PerCandidate(module).eval()
     index = source.of_users(users)
     counts = source.user[index].bincount(minlength=people)[users]
     found: dict[str, torch.Tensor] = {}
