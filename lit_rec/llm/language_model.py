@@ -185,7 +185,7 @@ class LanguageModel:
         """Answers 0..counts[i]-1 to every prompt, from the store where it has them.
 
         Batches are cut from the whole request, not from what is missing: a run that was killed draws the rest of its
-        answers from the same batches with the same seeds as an undisturbed one.
+        answers in the same batches as an undisturbed one, equal to the last bit.
 
         Args:
             prompts: Chat messages.
@@ -246,9 +246,8 @@ class LanguageModel:
         def draw(part: Sequence[tuple[int, int]]) -> None:
             """Draw samples j of prompts i, as (i, j) with equal i side by side, and keep them."""
             todo = {i: [j for _, j in pairs] for i, pairs in groupby(part, key=itemgetter(0))}
-            luck = "".join(chances[i][j] for i, j in part)
-            seed = int(hashlib.sha256(luck.encode()).hexdigest()[:12], 16)
-            drawn = sampler.sample([tokens[i] for i in todo], [len(js) for js in todo.values()], seed)
+            seeds = [[_seed(chances[i][j]) for j in js] for i, js in todo.items()]
+            drawn = sampler.sample([tokens[i] for i in todo], seeds)
             ids = [one for answers in drawn for one in answers]
             new = {keys[i][j]: self._answer(one, sampler.stop) for (i, j), one in zip(part, ids, strict=True)}
             self.keep(new)
@@ -280,6 +279,10 @@ class LanguageModel:
     def reference(self, kind: str) -> Any:
         """Context in which the model is the reference policy: adapter off for "base", as it is for "previous"."""
         return self.model.disable_adapter() if kind == "base" else nullcontext()
+
+
+def _seed(key: str) -> int:
+    return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16)
 
 
 def _batches(order: Sequence[int], counts: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -1,5 +1,6 @@
 """The sampler against transformers' generate and against exact distributions."""
 
+import itertools
 import random
 from collections import Counter
 from typing import Any
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 from lit_rec.errors import UserError
-from lit_rec.llm.sampler import MIN_SHARED, Sampler, SamplingSettings, check_window, common_prefix, nucleus_sample
+from lit_rec.llm.sampler import (
+    DRAWS,
+    MIN_SHARED,
+    Sampler,
+    SamplingSettings,
+    check_window,
+    common_prefix,
+    nucleus_sample,
+)
 from tests.tiny import tiny_llama
 
 VOCABULARY, STOP = 40, [2]
@@ -23,6 +32,16 @@ def model() -> Any:
 def draw_prompts(lengths: list[int], seed: int = 0, prefix: list[int] | None = None) -> list[list[int]]:
     rng = random.Random(seed)
     return [[*(prefix or []), *(rng.randrange(4, VOCABULARY) for _ in range(n))] for n in lengths]
+
+
+def seeds(counts: list[int], start: int = 0) -> list[list[int]]:
+    """A seed of its own for every answer."""
+    drawn = itertools.count(start)
+    return [[next(drawn) for _ in range(count)] for count in counts]
+
+
+def luck(rows: int, draws: int, seed: int) -> torch.Tensor:
+    return torch.rand(rows, draws, generator=torch.Generator().manual_seed(seed))
 
 
 def generate_greedily(model: Any, prompt: list[int], new: int, stop: list[int]) -> list[int]:
@@ -41,7 +60,7 @@ def test_cold_limit_is_greedy_generation(model: Any, prefix: list[int], counts: 
     sampler = Sampler(model, SamplingSettings(12, 1e-4, 0.95), STOP)
     sampler.share(prompts)
     assert bool(sampler._prefix[0]) == bool(prefix)
-    drawn = sampler.sample(prompts, counts, seed=0)
+    drawn = sampler.sample(prompts, seeds(counts))
     for prompt, answers, count in zip(prompts, drawn, counts, strict=True):
         assert answers == [generate_greedily(model, prompt, 12, STOP)] * count
 
@@ -50,7 +69,7 @@ def test_rows_that_stop_early_leave_the_others_as_they_were(model: Any) -> None:
     """With many stop tokens most rows end soon and are dropped from the batch, several times."""
     prompts = draw_prompts([5] * 4 + [9] * 8 + [2] * 4, seed=3)
     stop = [2, *range(4, 12)]
-    drawn = Sampler(model, SamplingSettings(16, 1e-4, 1.0), stop).sample(prompts, [1] * 16, seed=0)
+    drawn = Sampler(model, SamplingSettings(16, 1e-4, 1.0), stop).sample(prompts, seeds([1] * 16))
     lengths = {len(answers[0]) for answers in drawn}
     assert len(lengths) > 3
     for prompt, answers in zip(prompts, drawn, strict=True):
@@ -60,7 +79,7 @@ def test_rows_that_stop_early_leave_the_others_as_they_were(model: Any) -> None:
 def test_stop_tokens_end_answers_and_stay_in_them(model: Any) -> None:
     stop = [2, 7, 9, 20]
     prompts = draw_prompts([4] * 10)
-    drawn = Sampler(model, SamplingSettings(8, 1.5, 1.0), stop).sample(prompts, [5] * 10, seed=1)
+    drawn = Sampler(model, SamplingSettings(8, 1.5, 1.0), stop).sample(prompts, seeds([5] * 10))
     assert [len(answers) for answers in drawn] == [5] * 10
     whole = [a for answers in drawn for a in answers]
     for answer in whole:
@@ -73,17 +92,28 @@ def test_stop_tokens_end_answers_and_stay_in_them(model: Any) -> None:
 def test_same_seed_same_answers(model: Any) -> None:
     prompts = draw_prompts([4, 8, 6])
     sampler = Sampler(model, SamplingSettings(8), STOP)
-    first = sampler.sample(prompts, [4, 4, 4], seed=5)
-    assert sampler.sample(prompts, [4, 4, 4], seed=5) == first
-    assert sampler.sample(prompts, [4, 4, 4], seed=6) != first
+    first = sampler.sample(prompts, seeds([4, 4, 4]))
+    assert sampler.sample(prompts, seeds([4, 4, 4])) == first
+    assert sampler.sample(prompts, seeds([4, 4, 4], start=100)) != first
     assert len({tuple(a) for a in first[0]}) > 1
+
+
+def test_luck_is_the_answers_own(model: Any) -> None:
+    """Neither the rest of the batch nor rows that leave it change an answer."""
+    prompts, own = draw_prompts([4, 8, 6]), [[7, 8], [9], [10, 11, 12]]
+    sampler = Sampler(model, SamplingSettings(24, 1.3, 0.6), [2, *range(4, 10)])
+    together = sampler.sample(prompts, own)
+    assert len({len(a) for answers in together for a in answers}) > 2
+    for prompt, mine, answers in zip(prompts, own, together, strict=True):
+        for seed, answer in zip(mine, answers, strict=True):
+            assert sampler.sample([prompt], [[seed]]) == [[answer]]
 
 
 def test_prefix_that_a_batch_lacks_is_not_used(model: Any) -> None:
     shared, other = draw_prompts([3, 5], prefix=SHARED), draw_prompts([6, 2], seed=4)
     sampler = Sampler(model, SamplingSettings(6, 1e-4), STOP)
     sampler.share(shared)
-    drawn = sampler.sample([*shared, *other], [1] * 4, seed=0)
+    drawn = sampler.sample([*shared, *other], seeds([1] * 4))
     assert [a[0] for a in drawn] == [generate_greedily(model, p, 6, STOP) for p in [*shared, *other]]
 
 
@@ -103,12 +133,13 @@ def chi_square(counts: torch.Tensor, exact: torch.Tensor) -> tuple[float, int]:
     return ((counts - expected)[used] ** 2 / expected[used]).sum().item(), int(used.sum()) - 1
 
 
+@pytest.mark.parametrize("draws", [1, 2, DRAWS])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 0.95), (0.7, 0.5), (1.5, 0.8), (1.0, 1.0), (1.0, 0.05)])
-def test_nucleus_sample_follows_the_exact_distribution(temperature: float, top_p: float) -> None:
+def test_nucleus_sample_follows_the_exact_distribution(temperature: float, top_p: float, draws: int) -> None:
     settings, rows = SamplingSettings(1, temperature, top_p), 60_000
     logits = 2 * torch.randn(30, generator=torch.Generator().manual_seed(1))
     exact = top_p_distribution(logits, settings)
-    drawn = nucleus_sample(logits.expand(rows, -1), settings, torch.Generator().manual_seed(2))
+    drawn = nucleus_sample(logits.expand(rows, -1), settings, luck(rows, draws, seed=2))
     counts = torch.bincount(drawn, minlength=30).float()
     assert counts[exact == 0].sum() == 0
     found, freedom = chi_square(counts, exact)
@@ -118,8 +149,17 @@ def test_nucleus_sample_follows_the_exact_distribution(temperature: float, top_p
 def test_nucleus_sample_never_draws_an_impossible_token() -> None:
     logits = torch.full((2000, 5), -torch.inf)
     logits[:, [1, 3]] = 0.0
-    drawn = nucleus_sample(logits, SamplingSettings(1, 1.0, 1.0), torch.Generator().manual_seed(0))
-    assert set(drawn.tolist()) == {1, 3}
+    for top_p in (0.3, 1.0):
+        drawn = nucleus_sample(logits, SamplingSettings(1, 1.0, top_p), luck(2000, 1, seed=0))
+        assert set(drawn.tolist()) == {1, 3}  # equally probable: both are in the set, or neither
+
+
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+@pytest.mark.parametrize("extreme", [0.0, 1.0])
+def test_luck_at_its_ends_draws_a_possible_token(extreme: float, top_p: float) -> None:
+    logits = torch.tensor([-torch.inf, 0.1, -torch.inf, 1.7, -torch.inf]).expand(3, -1)
+    drawn = nucleus_sample(logits, SamplingSettings(1, 1.0, top_p), torch.full((3, 2), extreme))
+    assert set(drawn.tolist()) == {1 if top_p == 1 and extreme == 0 else 3}
 
 
 def test_frequencies_equal_those_of_generate(model: Any) -> None:
@@ -140,7 +180,7 @@ def test_frequencies_equal_those_of_generate(model: Any) -> None:
         eos_token_id=STOP,
         pad_token_id=3,
     )[:, len(prompt) :]
-    ours = Sampler(model, settings, STOP).sample([prompt], [draws], seed=1)[0]
+    ours = Sampler(model, settings, STOP).sample([prompt], seeds([draws]))[0]
     padded = torch.tensor([[*a, 3][:2] for a in ours])
     for column in range(2):
         a, b = Counter(theirs[:, column].tolist()), Counter(padded[:, column].tolist())
@@ -163,7 +203,7 @@ def test_common_prefix_leaves_a_token_to_each() -> None:
 def test_too_long_for_the_model_is_told(model: Any) -> None:
     sampler = Sampler(model, SamplingSettings(512), STOP)
     with pytest.raises(UserError, match="context is 512"):
-        sampler.sample(draw_prompts([10]), [1], seed=0)
+        sampler.sample(draw_prompts([10]), [[0]])
     check_window(model.config, 512)
     windowed = tiny_llama(VOCABULARY)
     windowed.config.sliding_window = 16
