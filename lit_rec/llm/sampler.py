@@ -16,9 +16,9 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lit_rec.errors import UserError
+from lit_rec.llm.nucleus import DRAWS, levels, nucleus_sample
 
 MIN_SHARED = 16  # a shorter common prefix is not worth a forward pass of its own
-DRAWS = 4  # per token; at top-p 0.95 one row in 8,000 comes to the last, which sorts
 
 
 @dataclass(frozen=True)
@@ -122,54 +122,6 @@ def head_at(model: Any, places: tuple[Tensor, Tensor]) -> Iterator[None]:
         hook.remove()
 
 
-def nucleus_sample(logits: Tensor, settings: SamplingSettings, luck: Tensor) -> Tensor:
-    """Draw one token per row from the top-p set of softmax(logits / temperature).
-
-    Sorting a vocabulary costs as much as the model itself on a CPU. Instead a token is drawn from the whole
-    distribution and kept when the tokens more probable than it weigh less than top_p together, which is what being in
-    the top-p set means; the others are drawn again, and only what is left before the last draw is sorted. Tokens follow
-    the renormalised top-p distribution exactly.
-
-    Args:
-        logits: [rows, vocabulary], any float type.
-        settings: Temperature and top-p.
-        luck: [rows, draws], uniform in [0, 1): a row's token depends on its own logits and luck alone.
-
-    Returns:
-        [rows] int64.
-    """
-    if settings.temperature == 0:
-        return logits.argmax(-1)
-    probs = torch.softmax(logits.float() / settings.temperature, dim=-1)
-    cdf = probs.cumsum(-1)
-    token = torch.zeros(len(probs), dtype=torch.long, device=probs.device)
-    rows = torch.arange(len(probs), device=probs.device)
-    for draw in range(luck.shape[1]):
-        p, below = probs[rows], cdf[rows]
-        if settings.top_p < 1 and draw == luck.shape[1] - 1:
-            p = torch.where(p >= _least_probable(p, settings.top_p), p, 0.0)
-            below = p.cumsum(-1)
-        whole = below[:, -1:]
-        u = torch.minimum(luck[rows, draw, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
-        # `right=True` finds the first token whose cumulative probability is above u: one of probability > 0.
-        drawn = torch.searchsorted(below, u, right=True)
-        token[rows] = drawn.squeeze(1)
-        if settings.top_p == 1:
-            break
-        before = (p * (p > p.gather(1, drawn))).sum(-1)
-        rows = rows[before >= settings.top_p]
-        if not len(rows):
-            break
-    return token
-
-
-def _least_probable(probs: Tensor, top_p: float) -> Tensor:
-    """The probability of the top-p set's least probable token, [rows, 1]."""
-    ordered = probs.sort(dim=-1, descending=True).values
-    before = ordered.cumsum(-1) - ordered
-    return ordered.gather(1, (before < top_p).sum(-1, keepdim=True) - 1)
-
-
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Number of tokens all prompts begin with, at least one token left over for each."""
     first, last = min(map(list, prompts)), max(map(list, prompts))
@@ -224,7 +176,7 @@ class Sampler:
         logits, layers, mask, position = self._prefill(prompts)
         counts = [len(own) for own in seeds]
         repeats = torch.tensor(counts, device=device)
-        luck = self._luck([seed for own in seeds for seed in own])
+        luck = self._luck([seed for own in seeds for seed in own], levels(logits.shape[1]))
         cache = Cache(layers=list(layers))
         for layer in layers:
             layer.repeat(repeats)
@@ -232,7 +184,7 @@ class Sampler:
         rows = torch.arange(len(logits), device=device)
         written = torch.full((len(rows), self.settings.max_new_tokens), -1, dtype=torch.long, device=device)
         for step in range(self.settings.max_new_tokens):
-            token = nucleus_sample(logits, self.settings, luck[rows, step])
+            token = nucleus_sample(logits, self.settings.temperature, self.settings.top_p, luck[rows, step])
             written[rows, step] = token
             going = ~torch.isin(token, self.stop)
             if step + 1 == self.settings.max_new_tokens or not going.any():
@@ -254,9 +206,9 @@ class Sampler:
             logits, position = out.logits[:, -1], position + 1
         return _split(written.tolist(), counts, set(self.stop.tolist()))
 
-    def _luck(self, seeds: Sequence[int]) -> Tensor:
-        """Uniform numbers [answers, max_new_tokens, draws], the same on every device."""
-        shape = (self.settings.max_new_tokens, DRAWS)
+    def _luck(self, seeds: Sequence[int], depth: int) -> Tensor:
+        """Uniform numbers [answers, max_new_tokens, draws, depth], the same on every device."""
+        shape = (self.settings.max_new_tokens, DRAWS, depth)
         drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(self.model.device)
 

@@ -199,10 +199,13 @@ class PreferenceDataModule(L.LightningDataModule):
         A batch's summed loss is multiplied by its weight, so that an update is the mean over its pairs whatever the
         number of processes: Lightning divides every batch by `batches_per_update`, the short last update of an epoch
         too, and DDP takes the mean over the processes. Who has no pair left goes along with one that weighs nothing.
+        Shares are stretches, so that batches are those of one process wherever `accumulate` divides evenly: what
+        is computed together, and so its rounding, is the same.
         """
-        size = distributed.size()
+        here = distributed.place()
+        size = here.size
         weight = self.batches_per_update * size / len(update)
-        share = list(distributed.share(update))
+        share = update[len(update) * here.rank // size : len(update) * (here.rank + 1) // size]
         count = math.ceil(math.ceil(len(update) / size) / self.batch_size)
         cuts = [share[n * self.batch_size : (n + 1) * self.batch_size] for n in range(count)]
         return [(cut, weight) if cut else (update[:1], 0.0) for cut in cuts]
