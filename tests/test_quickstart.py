@@ -1,6 +1,5 @@
 """The README's first command, whole: two processes come to the results of one."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+
+from tests.worlds import means
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,13 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.registry
 def test_two_processes_come_to_the_results_of_one(runs: list[Path]) -> None:
-    tables = [
-        {
-            tuple(row[key] for key in ("row", "split", "metric", "convention", "unit")): row["mean"]
-            for row in json.loads((run / "results.json").read_text())
-        }
-        for run in runs
-    ]
+    tables = [means(run) for run in runs]
     assert {"zero_shot", "random_pairs", "round_1", "round_2"} <= {row for row, *_ in tables[0]}
     assert tables[1] == pytest.approx(tables[0], abs=1e-3)
 

@@ -6,9 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import polars as pl
 import psutil
@@ -20,7 +18,7 @@ from lit_rec.cli import main
 from lit_rec.distributed import Place
 from lit_rec.errors import UserError
 from lit_rec.policy.pairs import PreferenceDataModule
-from tests.worlds import BARE, World, make_world
+from tests.worlds import BARE, World, make_world, means
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}
@@ -129,11 +127,6 @@ def rank_of(process: psutil.Process) -> str:
         return ""
 
 
-def results(run: Path) -> Iterator[tuple[Any, float]]:
-    for row in json.loads((run / "results.json").read_text()):
-        yield tuple(row[name] for name in ("row", "split", "metric", "convention", "unit")), row["mean"]
-
-
 def test_one_is_killed_and_two_still_come_to_the_results_of_one(world: World) -> None:
     run = world.root / "two"
     going = start(world, f"run.dir={run}")
@@ -161,7 +154,7 @@ def test_one_is_killed_and_two_still_come_to_the_results_of_one(world: World) ->
 
     alone = world.root / "one"
     assert main(["fit", "--config", world.config, *WHOLE, "trainer.devices=1", f"run.dir={alone}"]) == 0
-    ours, theirs = dict(results(run)), dict(results(alone))
+    ours, theirs = means(run), means(alone)
     assert ours.keys() == theirs.keys()
     assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=1e-3)
     for state in ("zero_shot", "round_1"):

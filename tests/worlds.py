@@ -1,5 +1,6 @@
 """A whole experiment small enough for a test: data files, a tiny LLM, a tiny encoder and an experiment YAML."""
 
+import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,12 @@ def make_unified_world(root: Path) -> World:
     experiment = EXPERIMENT.format(root=root).replace("rlrf_schema", "unified_schema")
     (root / "tiny.yaml").write_text(experiment + HINTS)
     return world
+
+
+def means(run: Path) -> dict[tuple[str, ...], float]:
+    """The means of a run's `results.json`, by row, split, metric, convention and unit."""
+    lines = json.loads((run / "results.json").read_text())
+    return {tuple(r[name] for name in ("row", "split", "metric", "convention", "unit")): r["mean"] for r in lines}
 
 
 def assert_told(capsys: object, code: int, *words: str) -> str:
