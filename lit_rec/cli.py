@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_rec import distributed
+from lit_rec import cores, distributed
 from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
@@ -44,8 +44,6 @@ SEVERAL = {
 OF_FINISHED = ("validate", "test", "predict", "export")  # commands that serve a finished run
 AT_WORK = ("fit", *OF_FINISHED)  # commands that a cluster runs: --quiet, --json
 ENVIRONMENT = {
-    # Threads that wait by spinning make every small operation ten times slower as soon as another process wants a core.
-    "OMP_WAIT_POLICY": "passive",
     # Large tensors in pages of their own: holes between small ones cost a DPO step on a CPU half as much memory again.
     "THP_MEM_ALLOC_ENABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -226,7 +224,7 @@ def _one(args: argparse.Namespace, overrides: list[str], argv: Sequence[str]) ->
         else:
             print(OmegaConf.to_yaml(cfg), end="")
         return 0
-    _prepare()
+    prepare(cfg.trainer.threads)
     if args.command == "fit":
         place = distributed.discover()
         if place is None and cfg.trainer.devices != 1:
@@ -278,7 +276,7 @@ def _configuration(args: argparse.Namespace, overrides: list[str]) -> tuple[Dict
 
 def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
     """Run a command that deals with several runs; return its exit code."""
-    _prepare()
+    prepare(1)  # the fits of a sweep see to themselves
     if args.command == "sweep":
         from lit_rec.run.sweep import sweep
 
@@ -332,7 +330,17 @@ def _disk(error: Exception) -> UserError:
     )
 
 
-def _prepare() -> None:
-    """Settings that must be in the environment before torch is imported."""
+def prepare(threads: int | None) -> None:
+    """Settings that must be in the environment before torch is imported.
+
+    Args:
+        threads: How many are going to compute; None: as many as OpenMP starts.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    count = threads or (int(asked) if asked.isdigit() else cores.usable())
+    if count > 1 and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ) and not cores.free(count):
+        # Threads that wait for each other by spinning, as OpenMP's do, are twice as fast as sleeping ones while each
+        # has a core, and half as fast where another process wants one. What they compute is the same.
+        os.environ["OMP_WAIT_POLICY"] = "passive"

@@ -20,7 +20,6 @@ class DLCM(nn.Module):
     """
 
     uses_history = False
-    serial = True  # a chain of small steps: see `lit_rec.threads.one_thread`
     default_loss = "bce"
 
     def __init__(self, width: int, hidden: int = 64, dropout: float = 0.0) -> None:

@@ -9,7 +9,7 @@ lists of any length and order.
 import torch
 from torch import Tensor, nn
 
-from lit_rec.rerankers.features import whole
+from lit_rec.rerankers.attention import self_attention
 
 
 class SetToListAttention(nn.Module):
@@ -74,7 +74,6 @@ class MIR(nn.Module):
     """
 
     uses_history = True
-    serial = True  # a chain of small steps: see `lit_rec.threads.one_thread`
     default_loss = "bce"
 
     def __init__(
@@ -109,8 +108,7 @@ class MIR(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        padding = None if whole(mask) else ~mask
-        context, _ = self.intra(x, x, x, key_padding_mask=padding, need_weights=False)
+        context = self_attention(self.intra, x, mask)
         past = torch.cat([history, self.gru(history)[0]], dim=-1) * history_mask.unsqueeze(-1)
         candidates = torch.cat([x, context], dim=-1)
         v, q = self.set_to_list(candidates, mask, past, history_mask)

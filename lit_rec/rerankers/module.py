@@ -89,7 +89,6 @@ class RerankerModule(L.LightningModule):
             )
         kind: Any = ARCHITECTURES.get(architecture) or find(architecture, "reranker.architecture")
         self.uses_history: bool = getattr(kind, "uses_history", False)
-        self.serial: bool = getattr(kind, "serial", False)
         self.loss = get_loss(getattr(kind, "default_loss", "bce") if loss == "default" else loss)
         self.temperature, self.lr, self.weight_decay = temperature, lr, weight_decay
         self.metrics, self.convention = metrics, convention

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lit_rec.rerankers.features import whole
+from lit_rec.rerankers.attention import self_attention
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -61,6 +61,5 @@ class PRM(nn.Module):
             Logits [B, C]; those of padding mean nothing.
         """
         x = x + self.positions[: x.shape[1]]
-        padding = None if whole(mask) else ~mask
-        context, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
+        context = self_attention(self.attention, x, mask)
         return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lit_rec.rerankers.features import whole
+from lit_rec.rerankers.attention import self_attention
 
 
 class SetRank(nn.Module):
@@ -37,6 +37,5 @@ class SetRank(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        padding = None if whole(mask) else ~mask
-        context, _ = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)
+        context = self_attention(self.attention, x, mask)
         return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)

@@ -25,7 +25,7 @@ from lit_rec.errors import UserError
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.threads import one_thread
 
-SMALL = 8192  # candidates of a batch; from there on a second thread brings more than handing it work costs (measured)
+SMALL = 2048  # candidates of a batch; from there on a second thread brings more than handing it work costs (measured)
 Selection = Literal["validation", "last", "test_kar"]
 
 
@@ -187,7 +187,7 @@ def fit_reranker(
         )
         history = module.uses_history
         data = SessionDataModule(lists, splits, batch_size=batch_size, with_history=history, seed=seed)
-        small = module.serial or batch_size * lists.items.shape[1] < SMALL
+        small = batch_size * lists.items.shape[1] < SMALL
         with one_thread(small and isinstance(trainer.accelerator, CPUAccelerator)):
             trainer.fit(module, data.train_dataloader(), data.val_dataloader() if measured else None)
         module.cpu().load_state_dict(keep.weights)

@@ -35,6 +35,7 @@ def describe_environment(seconds: float) -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
+        "threads_wait": os.environ.get("OMP_WAIT_POLICY", "as OpenMP does"),
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(usage / 2**20, 2),
     }

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from lit_rec import cores
 from lit_rec.config import load_config
 from lit_rec.errors import UserError
 from lit_rec.run.children import DONE, KEPT, Child, run_children
@@ -144,7 +144,7 @@ def make_plan(config: str, overrides: Sequence[str], *, jobs: int = 1, fresh: bo
             fix="name the sweep's folder: run.dir=runs/my_sweep",
         )
     folder = Path(folders[0])
-    share = max(1, (_cores() or 1) // jobs)
+    share = max(1, cores.usable() // jobs)
     children = []
     for one, before in zip(combinations, plain, strict=True):
         more = [f"run.dir={quoted(str(folder / one.name))}"]
@@ -188,10 +188,6 @@ def _what(cfg: dict[str, Any]) -> dict[str, Any]:
     for key in KEYS_OF_PLACES:
         OmegaConf.update(own, key, None, force_add=True)
     return OmegaConf.to_container(own)  # type: ignore[return-value]
-
-
-def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def sweep(config: str, overrides: Sequence[str], *, jobs: int = 1, fresh: bool = False) -> int:

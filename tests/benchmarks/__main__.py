@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lit_rec.cli import ENVIRONMENT
+from lit_rec.cli import prepare
 from tests.benchmarks.harness import CLOCK
 
 NAMES = (
@@ -39,7 +39,7 @@ def measure(name: str, full: bool, clock: str, plot: Path | None) -> list[dict[s
     code = f"from tests.benchmarks.bench_{name} import run\n"
     options = f"full={full}" + (f", plot={str(plot)!r}" if plot and name == "growth" else "")
     code += f"for row in run({options}): print('ROW', row.line(), flush=True)"
-    environment = {**ENVIRONMENT, **os.environ, CLOCK: clock}  # as the command line has it, for the peers as well
+    environment = {**os.environ, CLOCK: clock}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
@@ -60,6 +60,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="also draw the curves of `growth` into this file (.svg or .png)")
     given = parser.parse_args()
     clock = "processor" if given.processor_time else "wall"
+    prepare(None)  # as the command line does, for the peers as well
     console = Console(width=None if sys.stdout.isatty() else 180)
     rows, failed = [], []
     for name in given.names or NAMES:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_rec.errors import UserError
+from lit_rec.rerankers.attention import self_attention
 from lit_rec.rerankers.features import ItemFeatures, Knowledge
 from lit_rec.rerankers.module import ARCHITECTURES, RerankerModule
 
@@ -66,6 +67,30 @@ def test_lists_of_different_lengths_do_not_touch(architecture: str) -> None:
     alone = {name: tensor[2:3] for name, tensor in batch.items()}
     alone["items"] = alone["items"][:, :6]
     torch.testing.assert_close(module(alone)[0], mixed[2, :6], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_self_attention_is_that_of_torch(padded: bool) -> None:
+    """Outputs and gradients against `nn.MultiheadAttention` itself."""
+    torch.manual_seed(3)
+    layer = torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    x, mask = torch.randn(5, 8, 12, requires_grad=True), torch.ones(5, 8, dtype=torch.bool)
+    if padded:
+        mask[1, 5:], mask[3, 1:] = False, False
+    weights = torch.randn(5, 8, 12) * mask.unsqueeze(-1)
+    found = []
+    for context in (self_attention(layer, x, mask), layer(x, x, x, key_padding_mask=~mask, need_weights=False)[0]):
+        found.append(
+            (context * mask.unsqueeze(-1), *torch.autograd.grad((context * weights).sum(), (x, *layer.parameters())))
+        )
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_self_attention_of_a_list_without_candidates_is_finite() -> None:
+    layer = torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    mask = torch.tensor([[True, True], [False, False]])
+    assert self_attention(layer, torch.randn(2, 2, 12), mask).isfinite().all()
 
 
 @pytest.mark.parametrize(("architecture", "same"), [("setrank", True), ("mir", True), ("prm", False), ("dlcm", False)])

@@ -129,7 +129,7 @@ class TestPlan:
     def test_every_run_has_its_folder_and_shares_the_store_and_the_threads(
         self, config: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("lit_rec.run.sweep._cores", lambda: 8)
+        monkeypatch.setattr("lit_rec.cores.usable", lambda: 8)
         plan = make_plan(config.config, ["seed=1,2", "trainer.threads=null"], jobs=3)
         assert plan.folder == config.run
         for child, seed in zip(plan.children, (1, 2), strict=True):
