@@ -93,6 +93,8 @@ class Ground(Models):
                 )
                 progress(self.data.n_users)
             lists.save(work / "lists")
+            ids = self.data.users["user_id"].cast(pl.String).to_list()
+            (work / "users.json").write_text(json.dumps(ids))  # samples of one data set share users, not their numbers
             return lists.report
 
         return ListSet.load(self.run.run_stage("lists", build, key=self.data_key) / "lists")

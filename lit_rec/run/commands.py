@@ -19,7 +19,7 @@ from lit_rec.run.cost import cost_sentence
 from lit_rec.run.export import check_finished, check_target, export_models
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.hint_report import hint_table
-from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
+from lit_rec.run.outcome import commit, describe_environment, finished_run, replace_folder
 from lit_rec.run.plan import PlannedRun
 from lit_rec.run.predict import final_reranker, predict
 from lit_rec.run.progress import console, tell_results
@@ -31,6 +31,7 @@ from lit_rec.run.validate_data import validate_data
 def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Run RLRF4Rec and leave the results, the report and the final models at the top of the run folder."""
     started = time.perf_counter()
+    commit()
     with PlannedRun(cfg, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
         frames, loops = (unified if cfg.recipe == "unified" else rlrf).fit(cfg, run)

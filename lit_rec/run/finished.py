@@ -47,11 +47,13 @@ class FinishedRun:
         environment: Versions, machine and cost of the last start.
         results: The lines of results.json.
         frames: Per-list metrics of every row in `results`: row, reranker, seed, fold, split, user, list, metrics.
-        population: What a number in `user` means: runs with the same one number the same users, or sessions, alike.
+        population: What a number in `user` means: runs with the same one number the same users, or sessions, alike;
+            where `users` names them, their names are the same users.
         ground: What is ranked: with the same one, every row of both runs orders the same candidates.
         cost: `seconds` of all stages together, however often the run was stopped; `answers` and `tokens` of the LLM
             where the stages count them, else None; `parts` of `cost_parts` where an LLM is tuned.
         curve: (place among rounds, or epoch, reward on held-out users or sessions) while the LLM, or agent, learned.
+        users: Ids of the users that the numbers in `user` stand for; empty where the run does not tell.
         rewards: fold, user, round (place of the state), tokens and reward of the answers to training users that a
             report shows; without lines where no LLM was tuned.
     """
@@ -65,6 +67,7 @@ class FinishedRun:
     ground: str
     cost: dict[str, Any] = field(default_factory=dict)
     curve: list[tuple[float, float]] = field(default_factory=list)
+    users: list[str] = field(default_factory=list)
     rewards: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_REWARDS))
 
     @property
@@ -117,7 +120,7 @@ def read_run(path: str | Path) -> FinishedRun:
     _check_format(path, config, results)
     try:
         frames = _session_frames(path, config, results) if _sessions(results) else _list_frames(path, config, results)
-        population, ground = _identity(path, config, _sessions(results))
+        population, ground, users = _identity(path, config, _sessions(results))
         cost = _cost(path, _sessions(results))
         rewards = _rewards(path, config, _sessions(results))
     except (OSError, KeyError, pl.exceptions.PolarsError) as error:
@@ -137,6 +140,7 @@ def read_run(path: str | Path) -> FinishedRun:
         ground,
         cost,
         _curve(path, config, _sessions(results)),
+        users,
         rewards,
     )
     _check_means(run, again)
@@ -225,16 +229,18 @@ def _measured(
             yield split, seed, parts[split], means
 
 
-def _identity(path: Path, config: dict[str, Any], sessions: bool) -> tuple[str, str]:
-    """Whom the user numbers mean, and what is ranked."""
+def _identity(path: Path, config: dict[str, Any], sessions: bool) -> tuple[str, str, list[str]]:
+    """Whom the user numbers mean, what is ranked, and the users' ids."""
     if sessions:
         content = hashlib.sha256((path / "stages" / "sessions" / "lists.safetensors").read_bytes()).hexdigest()
-        return content, content
+        return content, content, []
     stage = path / "stages" / "lists"
     key = json.loads((stage / MANIFEST).read_text())["key"]
+    users = _json(stage / "users.json", "the users") if (stage / "users.json").is_file() else []
     # A sample of users is drawn by the seed, and numbers its users anew.
-    drawn = [key.get("users"), config["seed"]] if key.get("users") is not None else None
-    return digest([key["data"], drawn]), hashlib.sha256((stage / "lists.safetensors").read_bytes()).hexdigest()
+    drawn = [key.get("users"), config["seed"]] if key.get("users") is not None and not users else None
+    ground = hashlib.sha256((stage / "lists.safetensors").read_bytes()).hexdigest()
+    return digest([key["data"], drawn, bool(users)]), ground, users
 
 
 def _cost(path: Path, sessions: bool) -> dict[str, Any]:

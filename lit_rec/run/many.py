@@ -152,11 +152,13 @@ def _section(runs: list[FinishedRun], resamples: int, seed: int) -> Section:
     columns = [c for c in shared if c.split("|")[0].endswith(f"@{headline.k}")]
     keys, differing, groups = group_configs([run.config for run in runs])
     populations = {name: n for n, name in enumerate(dict.fromkeys(run.population for run in runs))}
+    ids = {name: _numbered([run for run in runs if run.population == name]) for name in populations}
     settings = []
     for number, (values, places) in enumerate(groups.items()):
         members = [runs[place] for place in places]
         label = label_of(keys, values) or str(members[0].config.get("name") or members[0].path.name)
-        frames = _joined(members, populations, [c for c in columns if c in members[0].frames.columns], headline.split)
+        mine = [c for c in columns if c in members[0].frames.columns]
+        frames = _joined(members, populations, ids, mine, headline.split)
         settings.append(Setting(letter_of(number), label, values, members, frames))
     gaps = _compare_settings(settings, story, headline, resamples, seed)
     marked = [one.frames.with_columns(pl.lit(one.letter).alias("reranker")) for one in settings]
@@ -186,12 +188,26 @@ def _shared_metrics(runs: Sequence[FinishedRun]) -> list[str]:
     return shared
 
 
-def _joined(runs: Sequence[FinishedRun], populations: dict[str, int], columns: list[str], split: str) -> pl.DataFrame:
+def _numbered(runs: Sequence[FinishedRun]) -> dict[str, int]:
+    """One number for every user of these runs, whichever sample it is in; empty where they do not name them."""
+    return {user: n for n, user in enumerate(dict.fromkeys(user for run in runs for user in run.users))}
+
+
+def _joined(
+    runs: Sequence[FinishedRun],
+    populations: dict[str, int],
+    ids: dict[str, dict[str, int]],
+    columns: list[str],
+    split: str,
+) -> pl.DataFrame:
     """The runs of a setting as one evaluation frame: their seeds become seeds of it, and folds stand side by side."""
     seeds = {seed: n for n, seed in enumerate(dict.fromkeys(run.config["seed"] for run in runs))}
     parts = []
     for run in runs:
         mine = run.frames.filter(pl.col("split") == split)
+        user = pl.col("user").cast(pl.Int64)
+        if run.users:
+            user = user.replace_strict(range(len(run.users)), [ids[run.population][name] for name in run.users])
         parts.append(
             mine.select(
                 "row",
@@ -199,7 +215,7 @@ def _joined(runs: Sequence[FinishedRun], populations: dict[str, int], columns: l
                 (pl.col("seed").cast(pl.Int64) + _SEEDS * seeds[run.config["seed"]]).alias("seed"),
                 pl.col("fold").cast(pl.Int64),
                 "split",
-                (pl.col("user").cast(pl.Int64) + _USERS * populations[run.population]).alias("user"),
+                (user + _USERS * populations[run.population]).alias("user"),
                 pl.col("list").cast(pl.Int64),
                 pl.lit(run.ground).alias("ground"),
                 *columns,

@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,19 @@ from lit_rec.errors import UserError
 from lit_rec.run.folder import LIBRARIES, RunFolder, publish
 
 
+@cache
+def commit() -> str:
+    """The commit of this code when it was first asked for: `fit` asks at its start, for a tree may change under it."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
 def describe_environment(seconds: float) -> dict[str, Any]:
     """Versions, machine and cost of a run; nothing secret, no environment variables."""
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "lit_rec": __version__,
-        "commit": commit or "unknown",
+        "commit": commit(),
         "python": platform.python_version(),
         **{library: version(library) for library in LIBRARIES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

@@ -21,7 +21,7 @@ from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.export_agent import export_agent
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.hint_report import hint_table
-from lit_rec.run.outcome import describe_environment, finished_run, replace_folder
+from lit_rec.run.outcome import commit, describe_environment, finished_run, replace_folder
 from lit_rec.run.plan import PlannedRun
 from lit_rec.run.progress import console, tell_results
 from lit_rec.run.report import write_report
@@ -35,6 +35,7 @@ EXAMPLES = 6  # test sessions shown per group
 def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
     """Run the recipe and leave the results, the report, the hints and the agent at the top of the run folder."""
     started = time.perf_counter()
+    commit()
     with PlannedRun(cfg, fresh=args.fresh) as run:
         console.print(f"lit_rec {__version__}: {cfg.name} -> {run.path}", highlight=False)
         frames, rows = re2llm.fit(cfg, run)

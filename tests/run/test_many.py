@@ -79,6 +79,7 @@ def write_run(
     data: str = "ml-1m",
     ground: int = 0,
     protocol: str = "strict",
+    users: list[str] | None = None,
 ) -> Path:
     """A run folder of recipe rlrf, as `fit` leaves it, as far as reports read it."""
     stages = folder / "stages"
@@ -88,7 +89,9 @@ def write_run(
         part.write_parquet(stage / "metrics.parquet")
         (stage / "manifest.json").write_text(json.dumps({"seconds": 2.5, "counts": {}}))
     (stages / "lists").mkdir()
-    key = {"data": {"name": data}, "users": None, "seed": config["seed"]}
+    if users is not None:
+        (stages / "lists" / "users.json").write_text(json.dumps(users))
+    key = {"data": {"name": data}, "users": len(users) if users else None, "seed": config["seed"]}
     (stages / "lists" / "manifest.json").write_text(json.dumps({"key": key, "seconds": 1, "counts": {}}))
     save_file({"items": torch.tensor([ground])}, stages / "lists" / "lists.safetensors")
     answers = stages / "fold_0" / "zero_shot" / "answers"
@@ -225,6 +228,23 @@ class TestNumbers:
                 half = 1.984 * values.std(ddof=1) / math.sqrt(100)  # t with 99 degrees of freedom
                 assert line["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=2e-4)
                 assert (line["n"], line["seeds"]) == (100, 2)
+
+    def test_a_user_in_two_samples_counts_once(self, tmp_path: Path) -> None:
+        """Each sample numbers its users anew; their ids tell which of them are the same."""
+        frames, folders = [], []
+        for seed in (1, 2):
+            frame = list_frames(seed, list(range(60)))
+            ids = [f"user {40 * seed - n}" for n in range(60)]  # 20 of them in both, under other numbers
+            path = tmp_path / str(seed)
+            folders.append(write_run(path, frame, config=configured(seed=seed, users=60), ground=seed, users=ids))
+            number = {n: 40 * seed - n for n in range(60)}
+            frames.append(frame.with_columns(pl.col("user").replace_strict(number)))
+        line = line_of(one_section(*folders), "round_1", "A")
+        values = np.array([*by_user(frames, "round_1").values()])
+        half = 1.984 * values.std(ddof=1) / math.sqrt(100)
+        assert line["mean"] == pytest.approx(values.mean(), abs=2e-6)
+        assert line["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=2e-4)
+        assert (line["n"], line["seeds"]) == (100, 2)
 
     def test_differences_are_paired_and_holm_corrected(self, grid: Any) -> None:
         frames, folders = grid
