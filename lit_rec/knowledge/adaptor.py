@@ -73,9 +73,10 @@ class HybridExpertAdaptor(nn.Module):
         bias1 = torch.cat([self.shared.bias1, own.bias1])
         weight2 = torch.cat([self.shared.weight2, own.weight2])  # [E, out, hidden]
         bias2 = torch.cat([self.shared.bias2, own.bias2])
-        hidden = F.linear(x, weight1.flatten(0, 1), bias1.flatten()).relu_()  # in place: it is by far the largest
-        hidden = F.dropout(hidden, self.dropout, self.training).unflatten(1, bias1.shape)  # [N, E, hidden]
-        out = torch.baddbmm(bias2.unsqueeze(1), hidden.transpose(0, 1), weight2.transpose(1, 2)).relu_()
-        out = F.dropout(out, self.dropout, self.training)  # [E, N, out]
+        # Experts x features x rows: both products and their gradients then read and write whole blocks.
+        hidden = torch.addmm(bias1.view(-1, 1), weight1.flatten(0, 1), x.t()).relu_()  # in place: by far the largest
+        hidden = F.dropout(hidden, self.dropout, self.training).unflatten(0, bias1.shape)  # [E, hidden, N]
+        out = torch.baddbmm(bias2.unsqueeze(2), weight2, hidden).relu_()
+        out = F.dropout(out, self.dropout, self.training)  # [E, out, N]
         gate = self.gates[tower](x).softmax(dim=1)
-        return torch.einsum("ne,eno->no", gate, out)
+        return (out * gate.t().unsqueeze(1)).sum(0).t()

@@ -93,7 +93,7 @@ class MIR(nn.Module):
         self.set_to_list = SetToListAttention(2 * width, listed, field, hidden)
         layers: list[nn.Module] = []
         for before, after in zip((3 * width + 2 * listed, *mlp), mlp, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
         self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
 
     def forward(self, x: Tensor, mask: Tensor, history: Tensor, history_mask: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class PRM(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         layers: list[nn.Module] = []
         for before, after in zip((2 * width, *mlp), mlp, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
         self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from statistics import median
 
 from tests.benchmarks.harness import Row
 
-SAMPLES, NEW, BATCH = 4, 48, 16
+SAMPLES, NEW, BATCH = 4, 32, 16
 CODE = """
 import json, os, sys, time
 rank = int(os.environ["RANK"])
