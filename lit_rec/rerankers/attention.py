@@ -23,9 +23,10 @@ def self_attention(layer: nn.MultiheadAttention, x: Tensor, mask: Tensor) -> Ten
     """
     heads = layer.num_heads
     projected = F.linear(x, layer.in_proj_weight, layer.in_proj_bias).unflatten(-1, (3, heads, -1))
-    q, k, v = projected.permute(2, 0, 3, 1, 4).unbind(0)  # [B, heads, C, width of a head] each
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    q, k, v = projected.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)  # [B * heads, C, width of a head] each
+    scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
     if not whole(mask):
-        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
+        padding = ~mask.repeat_interleave(heads, dim=0).unsqueeze(1)
+        scores = scores.masked_fill(padding, torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.softmax(dim=-1), layer.dropout, layer.training)
-    return layer.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    return layer.out_proj((weights @ v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2))

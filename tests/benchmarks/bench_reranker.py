@@ -1,6 +1,7 @@
 """A training epoch of the rerankers against lists fetched one by one and an adaptor per candidate (as in KAR)."""
 
 import copy
+import statistics
 from typing import Any
 
 import lightning as L
@@ -173,7 +174,7 @@ def arithmetic(module: RerankerModule, batch: dict[str, Tensor]) -> float:
         module.training_step(batch, 0).backward()
     a, b = torch.randn(2, 2048, 2048)
     with one_thread(BATCH * CANDIDATES < SMALL):
-        rate = 2 * 2048**3 / min(seconds(lambda: a @ b) for _ in range(5))
+        rate = 2 * 2048**3 / statistics.median(seconds(lambda: a @ b) for _ in range(9))
     return counter.get_total_flops() / rate / len(batch["items"])
 
 
