@@ -8,9 +8,13 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 import torch
 
+from lit_rec.llm.language_model import LanguageModel
+from lit_rec.policy.losses import preference_loss
+from lit_rec.policy.sequences import answer_logps, collate, encode_chat
 from tests.benchmarks.harness import Row, now
 from tests.benchmarks.worlds import smollm, text
 
@@ -34,26 +38,26 @@ def pairs(count: int, prompt: int = PROMPT, answer: int = ANSWER) -> list[dict[s
     ]
 
 
-def ours(folder: str, accumulate: int) -> float:
-    """One update of 2 x `accumulate` pairs, their reference log-probabilities included."""
-    from lit_rec.policy.losses import preference_loss
-    from lit_rec.policy.sequences import answer_logps, collate, encode_chat
-
-    llm, _ = smollm(folder)
+def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[dict[str, list[dict[str, str]]]]], None]:
+    """Our update, the reference's log-probabilities included, `size` pairs at a time; bfloat16 where the model is."""
     optimizer = torch.optim.AdamW([p for p in llm.model.parameters() if p.requires_grad], lr=5e-5)
+    device = llm.model.device
+    lower = torch.autocast(device.type, torch.bfloat16, enabled=llm.model.dtype == torch.bfloat16)
 
     def update(given: list[dict[str, list[dict[str, str]]]]) -> None:
         examples = [
             encode_chat(llm.tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 2048)
             for p in given
         ]
-        batches = [collate(examples[i : i + BATCH]) for i in range(0, len(examples), BATCH)]
+        batches = [collate(examples[i : i + size]) for i in range(0, len(examples), size)]
+        batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
         llm.model.eval()
-        with torch.no_grad(), llm.reference("base"):
+        with torch.no_grad(), llm.reference("base"), lower:
             known = [answer_logps(llm.model, batch) for batch in batches]
         llm.model.train()
         for batch, reference in zip(batches, known, strict=True):
-            logps = answer_logps(llm.model, batch)
+            with lower:
+                logps = answer_logps(llm.model, batch)
             length = batch["target_mask"].sum(-1)
             losses, *_ = preference_loss(
                 *logps.unbind(1),
@@ -68,6 +72,12 @@ def ours(folder: str, accumulate: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
+    return update
+
+
+def ours(folder: str, accumulate: int) -> float:
+    """One update of 2 x `accumulate` pairs."""
+    update = updater(smollm(folder)[0])
     update(pairs(BATCH, 20, 10))  # warm
     wanted = pairs(BATCH * accumulate)
     started = now()
@@ -75,17 +85,18 @@ def ours(folder: str, accumulate: int) -> float:
     return now() - started
 
 
-def trl(folder: str, precompute: bool, accumulate: int) -> float:
-    """The same update by TRL."""
+def trl_updater(
+    folder: str, source: str, precompute: bool, accumulate: int, size: int = BATCH, gpu: bool = False
+) -> Callable[[list[dict[str, list[dict[str, str]]]]], float]:
+    """The same update by TRL; it returns its seconds, which begin where its data is tokenized."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    _, source = smollm(folder)
     arguments = DPOConfig(
         output_dir=folder,
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulate,
         num_train_epochs=1,
         learning_rate=5e-5,
@@ -93,8 +104,8 @@ def trl(folder: str, precompute: bool, accumulate: int) -> float:
         max_length=None,
         precompute_ref_log_probs=precompute,
         gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
+        use_cpu=not gpu,
+        bf16=gpu,
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
@@ -102,7 +113,7 @@ def trl(folder: str, precompute: bool, accumulate: int) -> float:
     )
 
     def update(given: list[dict[str, list[dict[str, str]]]]) -> float:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if gpu else torch.float32)
         started = now()
         trainer = DPOTrainer(
             model=model,
@@ -115,6 +126,12 @@ def trl(folder: str, precompute: bool, accumulate: int) -> float:
         trainer.train()
         return now() - started
 
+    return update
+
+
+def trl(folder: str, precompute: bool, accumulate: int) -> float:
+    """TRL's update of as many pairs."""
+    update = trl_updater(folder, smollm(folder)[1], precompute, accumulate)
     update(pairs(BATCH, 20, 10))  # warm
     return update(pairs(BATCH * accumulate))
 

@@ -15,20 +15,20 @@ DISTRIBUTION = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0
 
 
 @torch.inference_mode()
-def generated(model: torch.nn.Module, prompts: list[list[int]], size: int) -> None:
+def generated(model: torch.nn.Module, prompts: list[list[int]], size: int, new: int = NEW) -> None:
     """`size` prompts at a time; nothing ends early."""
     settings = GenerationConfig(
         **DISTRIBUTION,
         num_return_sequences=SAMPLES,
-        max_new_tokens=NEW,
-        min_new_tokens=NEW,
+        max_new_tokens=new,
+        min_new_tokens=new,
         pad_token_id=0,
     )
     for start in range(0, len(prompts), size):
         batch = prompts[start : start + size]
         width = max(map(len, batch))
-        ids = torch.tensor([[0] * (width - len(t)) + t for t in batch])
-        seen = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in batch])
+        ids = torch.tensor([[0] * (width - len(t)) + t for t in batch], device=model.device)  # type: ignore[arg-type]
+        seen = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in batch], device=ids.device)
         model.generate(input_ids=ids, attention_mask=seen, generation_config=settings)  # type: ignore[operator]
 
 

@@ -23,13 +23,15 @@ GENRE = torch.tensor(
 )  # the first genre of every item, as KAR reads it
 
 
-def smollm(store: str | Path, words: Sequence[str] = WORDS) -> tuple[LanguageModel, str]:
+def smollm(
+    store: str | Path, words: Sequence[str] = WORDS, *, device: str = "cpu", dtype: str = "float32"
+) -> tuple[LanguageModel, str]:
     """The quickstart's model where it is in the cache, else one of its size with random weights; and its folder."""
     folder = cache_dir() / "models" / MODEL
     if not (folder / "config.json").is_file():
         folder = _random_model(Path(store) / "random", words)
-    config = LLMConfig(name="bench", hub=str(folder), dtype="float32")
-    return LanguageModel(config, LoraConfig(), AnswerStore(store), device="cpu", seed=0), str(folder)
+    config = LLMConfig(name="bench", hub=str(folder), dtype=dtype)
+    return LanguageModel(config, LoraConfig(), AnswerStore(store), device=device, seed=0), str(folder)
 
 
 def _random_model(folder: Path, words: Sequence[str]) -> Path:

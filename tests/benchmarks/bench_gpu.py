@@ -1,0 +1,132 @@
+"""What a GPU adds to the table: larger batches in bfloat16, beside the peers on the same card and what it can do.
+
+The card's ceilings are measured in the same run: the rate of a large bfloat16 product, and of copying. MFU is the
+products that an update makes, over its time, over the former; bandwidth is what decoding has to read, weights once a
+token and every answer's keys and values, over its time, over the latter.
+"""
+
+import gc
+import tempfile
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.sampler import SamplingSettings
+from tests.benchmarks.bench_dpo import pairs, trl_updater, updater
+from tests.benchmarks.bench_sampler import SAMPLES, generated
+from tests.benchmarks.harness import Row, seconds
+from tests.benchmarks.worlds import smollm, text
+
+PAIRS, PROMPTS, NEW, SIZES = 16, 64, 64, (16, 64)
+
+
+def run(full: bool = False) -> list[Row]:
+    """Rows of the GPU at hand; none where there is none."""
+    if not torch.cuda.is_available():
+        return []
+    rate, copying = ceilings("cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        llm, source = smollm(folder, device="cuda", dtype="bfloat16")
+        rows = sampling(llm, copying, PROMPTS, NEW, SIZES)
+        return rows + tuning(llm, source, folder, rate, PAIRS, 8 if full else 2)
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call, what it has queued on the device included."""
+
+    def whole() -> None:
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return seconds(whole)
+
+
+def ceilings(device: str, size: int = 8192, copied: int = 1 << 30) -> tuple[float, float]:
+    """Operations per second of a large bfloat16 product, and bytes per second of copying (read and written)."""
+    a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    block = torch.zeros(copied, dtype=torch.uint8, device=device)
+    for call in (lambda: a @ b, block.clone):
+        timed(call)
+    product = median(timed(lambda: a @ b) for _ in range(9))
+    copy = median(timed(block.clone) for _ in range(9))
+    return 2 * size**3 / product, 2 * copied / copy
+
+
+def peak(call: Callable[[], float]) -> tuple[float, float]:
+    """What a call returns, and the gigabytes that tensors took on the GPU meanwhile (0 without one)."""
+    gc.collect()
+    if not torch.cuda.is_available():
+        return call(), 0.0
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return call(), torch.cuda.max_memory_allocated() / 2**30
+
+
+def tuning(
+    llm: LanguageModel, source: str, folder: str, rate: float, size: int, accumulate: int, words: int = 470
+) -> list[Row]:
+    """A DPO update of `size` x `accumulate` pairs with its reference, against TRL's better setting."""
+    given, few = pairs(size * accumulate, words, words // 4), pairs(size, 20, 10)
+    update = updater(llm, size)
+    update(few)
+    with FlopCounterMode(display=False) as counter:
+        update(given)
+    mine, used = peak(lambda: median(timed(lambda: update(given)) for _ in range(3)))
+    gpu = llm.model.device.type == "cuda"
+    theirs: dict[str, tuple[float, float]] = {}
+    for name, precompute in (("reference on the way", False), ("precomputed reference", True)):
+        trl = trl_updater(folder, source, precompute, accumulate, size, gpu)
+        trl(few)
+        theirs[name] = peak(lambda trl=trl: trl(given))  # type: ignore[misc]
+    best = min(theirs, key=lambda name: theirs[name][0])
+    least = min(memory for _, memory in theirs.values())
+    work = f"DPO update with its reference, LoRA, bfloat16 on the GPU, {size} x {accumulate} pairs"
+    share = counter.get_total_flops() / mine / rate
+    note = f"MFU {share:.1%} of the {rate / 1e12:,.3g} TFLOP/s of a large product; TRL: {best}"
+    rows = [Row(work, "TRL DPOTrainer", mine, theirs[best][0], "s", theirs[best][0] / mine, 2.0, note)]
+    if gpu:
+        rows.append(Row(f"{work}: memory", "TRL DPOTrainer", used, least, "GB", least / used, 1 / 0.6))
+    return rows
+
+
+def sampling(llm: LanguageModel, copying: float, many: int, new: int, sizes: tuple[int, ...]) -> list[Row]:
+    """Ten answers each to `many` prompts in one batch, against `generate` at its best batch size."""
+    llm.model.eval()
+    llm.cfg.batch_size = many * SAMPLES
+    settings = SamplingSettings(new, temperature=1.0, top_p=0.95)
+    prompts = [[{"role": "user", "content": text(480, n)}] for n in range(many)]
+    tokens = [llm.tokenize(p) for p in prompts]
+    asked = 0
+
+    def ours() -> None:
+        nonlocal asked
+        asked += 1  # other prompts every time: the store must not answer
+        fresh = [[{"role": "user", "content": f"{asked} {p[0]['content']}"}] for p in prompts]
+        llm.answers(fresh, [SAMPLES] * many, settings=settings)
+
+    llm.__dict__["stop_ids"] = list  # nothing ends early, on either side
+    try:
+        ours()
+        mine = median(timed(ours) for _ in range(3))
+        with llm.model.disable_adapter():
+            others = {n: timed(lambda n=n: generated(llm.model, tokens, n, new)) for n in sizes}  # type: ignore[misc]
+    finally:
+        del llm.__dict__["stop_ids"]
+    made, best = many * SAMPLES * new, min(others.values())
+    share = new * read_per_token(llm, many * SAMPLES, sum(map(len, tokens)) / many + new / 2) / mine / copying
+    note = ", ".join(f"{n} prompts at a time: {made / t:,.0f}" for n, t in others.items())
+    note += f"; {share:.1%} of the {copying / 1e9:,.0f} GB/s of copying"
+    work = f"{SAMPLES} answers of {new} tokens to {many} prompts, SmolLM2-135M on the GPU"
+    return [Row(work, "transformers' generate", made / mine, made / best, "tokens/s", best / mine, 1.5, note)]
+
+
+def read_per_token(llm: LanguageModel, rows: int, length: float) -> float:
+    """Bytes that a step of decoding reads: all weights, and keys and values of all rows."""
+    shape, width = llm.model.config, llm.model.dtype.itemsize
+    weights = sum(p.numel() * p.element_size() for p in llm.model.parameters())
+    head = shape.hidden_size // shape.num_attention_heads
+    return weights + rows * length * 2 * shape.num_hidden_layers * shape.num_key_value_heads * head * width

@@ -1,0 +1,62 @@
+"""The benchmarks of a GPU, on this processor with a tiny model: they run, and count what they should."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.store import AnswerStore
+from lit_rec.policy.sequences import encode_chat
+from lit_rec.schema import LLMConfig, LoraConfig
+from tests.benchmarks import bench_dpo, bench_gpu
+from tests.benchmarks.worlds import ENGLISH
+from tests.tiny import save_llm
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> LanguageModel:
+    folder = save_llm(tmp_path / "model", ENGLISH)
+    return LanguageModel(
+        LLMConfig(name="tiny", hub=str(folder), dtype="float32"),
+        LoraConfig(),
+        AnswerStore(tmp_path / "answers"),
+        device="cpu",
+        seed=0,
+    )
+
+
+def test_ceilings_are_what_the_processor_does() -> None:
+    rate, copying = bench_gpu.ceilings("cpu", size=128, copied=1 << 20)
+    assert 1e6 < rate < 1e14
+    assert 1e7 < copying < 1e13
+
+
+@pytest.mark.slow  # TRL's trainer takes longest
+def test_tuning_counts_the_products_of_an_update(llm: LanguageModel, tmp_path: Path) -> None:
+    """A pass over the reference's answers, one forward and one backward without gradients of frozen weights."""
+    rate = 1e9
+    (row,) = bench_gpu.tuning(llm, str(tmp_path / "model"), str(tmp_path), rate, 2, 2, words=20)
+    assert row.ratio == pytest.approx(row.theirs / row.ours)
+    counted = float(row.note.split()[1].rstrip("%")) / 100 * rate * row.ours
+    tokens = 0
+    for pair in bench_dpo.pairs(4, 20, 5):
+        answers = [pair["chosen"][0]["content"], pair["rejected"][0]["content"]]
+        tokens += encode_chat(llm.tokenizer, pair["prompt"], answers, 2048).length
+    frozen = sum(w.numel() for name, w in llm.model.named_parameters() if "base_layer" in name)
+    once = 2 * frozen * tokens
+    assert 3 * once < counted < 6 * once  # three times, and what adapters, attention and the head add
+
+
+def test_sampling_reads_weights_keys_and_values(llm: LanguageModel) -> None:
+    (row,) = bench_gpu.sampling(llm, 1e12, 2, 4, (1, 2))
+    assert row.ratio == pytest.approx(row.ours / row.theirs)
+    assert row.note.startswith("1 prompts at a time")
+    weights = sum(p.numel() for p in llm.model.parameters()) * 4
+    layers, keys_and_values, heads, head = 2, 2, 2, 8  # of `tiny_llama`
+    assert bench_gpu.read_per_token(llm, 3, 5.0) == weights + 3 * 5 * layers * keys_and_values * heads * head * 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_no_rows_without_a_gpu() -> None:
+    assert bench_gpu.run() == []
