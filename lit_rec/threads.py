@@ -10,7 +10,7 @@ import torch
 def one_thread(wanted: bool = True) -> Iterator[None]:
     """Compute in this thread alone meanwhile; afterwards as before.
 
-    A chain of small steps, as a GRU makes it, waits for the threads it is handed to longer than it computes.
+    Small steps wait for the threads they are handed to longer than they compute.
     """
     before = torch.get_num_threads()
     if wanted:

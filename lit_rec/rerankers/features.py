@@ -25,6 +25,14 @@ def initialise(module: nn.Module) -> None:
                 module.weight[module.padding_idx].zero_()
 
 
+def perceptron(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear-ReLU-Dropout for every hidden width, then one output."""
+    layers: list[nn.Module] = []
+    for before, after in zip((width, *hidden), hidden, strict=False):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], 1))
+
+
 def whole(mask: Tensor) -> bool:
     """Whether no place of a batch is padding; never so while a graph is exported, which must do for every batch."""
     return not torch.compiler.is_exporting() and bool(mask.all())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rec.rerankers.attention import self_attention
+from lit_rec.rerankers.features import perceptron
 
 
 class SetToListAttention(nn.Module):
@@ -91,10 +92,7 @@ class MIR(nn.Module):
         self.gru = nn.GRU(history_width, hidden, batch_first=True)
         listed = history_width + hidden
         self.set_to_list = SetToListAttention(2 * width, listed, field, hidden)
-        layers: list[nn.Module] = []
-        for before, after in zip((3 * width + 2 * listed, *mlp), mlp, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
+        self.mlp = perceptron(3 * width + 2 * listed, mlp, dropout)
 
     def forward(self, x: Tensor, mask: Tensor, history: Tensor, history_mask: Tensor) -> Tensor:
         """Score candidates.

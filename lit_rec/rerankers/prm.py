@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rec.rerankers.attention import self_attention
+from lit_rec.rerankers.features import perceptron
 
 
 def sinusoids(length: int, width: int) -> Tensor:
@@ -45,10 +46,7 @@ class PRM(nn.Module):
         table[0] = 0 if positions == "fixed" else table[0]
         self.positions = nn.Parameter(table, requires_grad=positions == "learned")
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
-        layers: list[nn.Module] = []
-        for before, after in zip((2 * width, *mlp), mlp, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
+        self.mlp = perceptron(2 * width, mlp, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Score candidates.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rec.rerankers.attention import self_attention
+from lit_rec.rerankers.features import perceptron
 
 
 class SetRank(nn.Module):
@@ -22,10 +23,7 @@ class SetRank(nn.Module):
     def __init__(self, width: int, heads: int = 2, mlp: tuple[int, ...] = (200, 80), dropout: float = 0.0) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
-        layers: list[nn.Module] = []
-        for before, after in zip((2 * width, *mlp), mlp, strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
-        self.mlp = nn.Sequential(*layers, nn.Linear(mlp[-1], 1))
+        self.mlp = perceptron(2 * width, mlp, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Score candidates.

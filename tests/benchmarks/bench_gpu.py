@@ -14,11 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_rec.llm.language_model import LanguageModel
-from lit_rec.llm.sampler import SamplingSettings
 from tests.benchmarks.bench_dpo import pairs, trl_updater, updater
-from tests.benchmarks.bench_sampler import SAMPLES, generated
+from tests.benchmarks.bench_sampler import SAMPLES, endless, generated, request
 from tests.benchmarks.harness import Row, seconds
-from tests.benchmarks.worlds import smollm, text
+from tests.benchmarks.worlds import smollm
 
 PAIRS, PROMPTS, NEW, SIZES = 16, 64, 64, (16, 64)
 
@@ -95,27 +94,13 @@ def tuning(
 
 def sampling(llm: LanguageModel, copying: float, many: int, new: int, sizes: tuple[int, ...]) -> list[Row]:
     """Ten answers each to `many` prompts in one batch, against `generate` at its best batch size."""
-    llm.model.eval()
     llm.cfg.batch_size = many * SAMPLES
-    settings = SamplingSettings(new, temperature=1.0, top_p=0.95)
-    prompts = [[{"role": "user", "content": text(480, n)}] for n in range(many)]
-    tokens = [llm.tokenize(p) for p in prompts]
-    asked = 0
-
-    def ours() -> None:
-        nonlocal asked
-        asked += 1  # other prompts every time: the store must not answer
-        fresh = [[{"role": "user", "content": f"{asked} {p[0]['content']}"}] for p in prompts]
-        llm.answers(fresh, [SAMPLES] * many, settings=settings)
-
-    llm.__dict__["stop_ids"] = list  # nothing ends early, on either side
-    try:
+    ours, tokens = request(llm, many, new)
+    with endless(llm):
         ours()
         mine = median(timed(ours) for _ in range(3))
         with llm.model.disable_adapter():
             others = {n: timed(lambda n=n: generated(llm.model, tokens, n, new)) for n in sizes}  # type: ignore[misc]
-    finally:
-        del llm.__dict__["stop_ids"]
     made, best = many * SAMPLES * new, min(others.values())
     share = new * read_per_token(llm, many * SAMPLES, sum(map(len, tokens)) / many + new / 2) / mine / copying
     note = ", ".join(f"{n} prompts at a time: {made / t:,.0f}" for n, t in others.items())

@@ -1,11 +1,15 @@
 """N = 10 answers per prompt against transformers' generate at its best batch size, and its continuous batching."""
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
 
 import torch
 from transformers import GenerationConfig
 
+from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.sampler import SamplingSettings
 from tests.benchmarks.harness import Row, interleave
 from tests.benchmarks.worlds import smollm, text
@@ -41,32 +45,42 @@ def continuous(model: torch.nn.Module, prompts: list[list[int]]) -> None:
     assert all(len(answer.generated_tokens) == NEW for answer in found.values())
 
 
+def request(llm: LanguageModel, many: int, new: int = NEW) -> tuple[Callable[[], None], list[list[int]]]:
+    """Ours, ten answers each to `many` prompts, others every time, for the store must not answer; a peer's prompts."""
+    prompts = [[{"role": "user", "content": text(480, n)}] for n in range(many)]
+    settings = SamplingSettings(new, temperature=1.0, top_p=0.95)
+    calls = count(1)
+
+    def ours() -> None:
+        asked = next(calls)
+        fresh = [[{"role": "user", "content": f"{asked} {p[0]['content']}"}] for p in prompts]
+        llm.answers(fresh, [SAMPLES] * many, settings=settings)
+
+    llm.model.eval()
+    return ours, [llm.tokenize(p) for p in prompts]
+
+
+@contextmanager
+def endless(llm: LanguageModel) -> Iterator[None]:
+    """Nothing that we sample ends early meanwhile."""
+    llm.__dict__["stop_ids"] = list
+    try:
+        yield
+    finally:
+        del llm.__dict__["stop_ids"]
+
+
 def run(full: bool = False) -> list[Row]:
     """New tokens per second; nothing ends early on either side."""
     many = 64 if full else 2
     with tempfile.TemporaryDirectory() as store:
         llm, _ = smollm(store)
-        prompts = [[{"role": "user", "content": text(480, n)}] for n in range(many)]
-        tokens = [llm.tokenize(p) for p in prompts]
-        llm.model.eval()
-        settings = SamplingSettings(NEW, temperature=1.0, top_p=0.95)
-        asked = 0
-
-        def ours() -> None:
-            nonlocal asked
-            asked += 1  # other prompts every time: the store must not answer
-            fresh = [[{"role": "user", "content": f"{asked} {p[0]['content']}"}] for p in prompts]
-            llm.answers(fresh, [SAMPLES] * many, settings=settings)
-
+        ours, tokens = request(llm, many)
         few = tokens if full else tokens[:1]  # continuous batching: its rate is that of ten requests as of twenty
         peers = {f"generate, {size} at a time": (partial(generated, llm.model, tokens, size), many) for size in SIZES}
         peers["continuous batching"] = (partial(continuous, llm.model, few), len(few))
-        with llm.model.disable_adapter():
-            llm.__dict__["stop_ids"] = list
-            try:
-                mine, *others = interleave(ours, *(call for call, _ in peers.values()), repeats=1)
-            finally:
-                del llm.__dict__["stop_ids"]
+        with llm.model.disable_adapter(), endless(llm):
+            mine, *others = interleave(ours, *(call for call, _ in peers.values()), repeats=1)
     rate = many * SAMPLES * NEW / mine
     rates = {name: n * SAMPLES * NEW / t for (name, (_, n)), t in zip(peers.items(), others, strict=True)}
     best = max(rates.values())
