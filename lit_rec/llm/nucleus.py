@@ -38,7 +38,7 @@ def nucleus_sample(logits: Tensor, temperature: float, top_p: float, luck: Tenso
             p = torch.where(p >= _least_probable(p, top_p), p, 0.0)
         drawn = categorical(p, luck[rows, draw])
         token[rows] = drawn
-        before = (p * (p > p.gather(1, drawn[:, None]))).sum(-1)
+        before = torch.where(p > p.gather(1, drawn[:, None]), p, 0.0).sum(-1)
         rows = rows[before >= top_p]
         if not len(rows):
             break
@@ -69,7 +69,8 @@ def categorical(weights: Tensor, luck: Tensor) -> Tensor:
     rows = torch.arange(len(weights), device=weights.device)
     tree = []
     for _ in range(luck.shape[1]):
-        weights = F.pad(weights, (0, -weights.shape[1] % WIDTH)).unflatten(1, (-1, WIDTH))
+        short = -weights.shape[1] % WIDTH
+        weights = (F.pad(weights, (0, short)) if short else weights).unflatten(1, (-1, WIDTH))  # padding by 0 copies
         tree.append(weights)
         weights = weights.sum(-1)
     found = torch.zeros_like(rows)

@@ -1,8 +1,8 @@
-"""Drawing several answers per prompt: what prompts share is computed once, and a cache that never copies itself.
+"""Drawing several answers per prompt: what prompts and answers share is computed once.
 
 A batch runs in three steps. The tokens all prompts begin with (system message, instruction) were computed once for the
-whole request. The rest of each prompt is computed once, however many answers it needs. Then its keys and values are
-repeated per answer and the answers are written together, token by token.
+whole request. The rest of each prompt is computed once, however many answers it needs. Then its answers branch off,
+and all are written together, token by token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from lit_rec.errors import UserError
+from lit_rec.llm.branches import BranchedLayer, Branches, decoding
 from lit_rec.llm.nucleus import DRAWS, levels, nucleus_sample
 
 MIN_SHARED = 16  # a shorter common prefix is not worth a forward pass of its own
@@ -34,53 +35,6 @@ class SamplingSettings:
     max_new_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 0.95
-
-
-class _BufferLayer(DynamicLayer):
-    """Keys and values written into one buffer: a new token costs its own copy, not that of the whole past."""
-
-    is_compileable = False
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-        self.length = 0
-
-    def start(self, keys: Tensor, values: Tensor) -> None:
-        """Fill with a past of shape [rows, heads, length, dim]."""
-        self.dtype, self.device, self.length = keys.dtype, keys.device, keys.shape[2]
-        shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-        self._keys, self._values = keys.new_empty(shape), values.new_empty((*shape[:3], values.shape[3]))
-        self._keys[:, :, : self.length] = keys
-        self._values[:, :, : self.length] = values
-        self._show()
-        self.is_initialized = True
-
-    def _show(self) -> None:
-        self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append [rows, heads, new, dim] and return all."""
-        if not self.is_initialized:
-            self.start(key_states[:, :, :0], value_states[:, :, :0])
-        end = self.length + key_states.shape[2]
-        self._keys[:, :, self.length : end] = key_states
-        self._values[:, :, self.length : end] = value_states
-        self.length = end
-        self._show()
-        return self._keys[:, :, :end], self._values[:, :, :end]
-
-    def repeat(self, repeats: Tensor) -> None:
-        """Repeat row i `repeats[i]` times."""
-        keys, values = (t[:, :, : self.length].repeat_interleave(repeats, 0) for t in (self._keys, self._values))
-        self.start(keys, values)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows."""
-        self._keys, self._values = self._keys[rows], self._values[rows]
-        self._show()
 
 
 def check_window(config: PretrainedConfig, length: int) -> None:
@@ -173,14 +127,26 @@ class Sampler:
             UserError: The model's sliding window is shorter than prompt and answer.
         """
         device = self.model.device
-        logits, layers, mask, position = self._prefill(prompts)
+        logits, past, mask, position = self._prefill(prompts)
         counts = [len(own) for own in seeds]
-        repeats = torch.tensor(counts, device=device)
         luck = self._luck([seed for own in seeds for seed in own], levels(logits.shape[1]))
-        cache = Cache(layers=list(layers))
-        for layer in layers:
-            layer.repeat(repeats)
-        logits, mask, position = (t.repeat_interleave(repeats, 0) for t in (logits, mask, position))
+        branches = Branches(torch.tensor(counts, device=device), mask)
+        logits, mask, position = (t[branches.owner] for t in (logits, mask, position))
+        with decoding(self.model, past, branches, self.settings.max_new_tokens) as layers:
+            written = self._write(layers, branches, logits, mask, position, luck)
+        return _split(written.tolist(), counts, set(self.stop.tolist()))
+
+    def _write(
+        self,
+        layers: Sequence[BranchedLayer],
+        branches: Branches,
+        logits: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        luck: Tensor,
+    ) -> Tensor:
+        """Write all answers, token by token: [answers, max_new_tokens], -1 behind the end of each."""
+        device, cache = logits.device, Cache(layers=list(layers))
         rows = torch.arange(len(logits), device=device)
         written = torch.full((len(rows), self.settings.max_new_tokens), -1, dtype=torch.long, device=device)
         for step in range(self.settings.max_new_tokens):
@@ -193,8 +159,9 @@ class Sampler:
             if int(going.sum()) <= 0.75 * len(going):
                 keep = going.nonzero().squeeze(1)
                 rows, token, mask, position = rows[keep], token[keep], mask[keep], position[keep]
+                branches, prompts = branches.select(keep)
                 for layer in layers:
-                    layer.select(keep)
+                    layer.select(keep, prompts, branches)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             out = self.model(
                 token[:, None],
@@ -204,7 +171,7 @@ class Sampler:
                 use_cache=True,
             )
             logits, position = out.logits[:, -1], position + 1
-        return _split(written.tolist(), counts, set(self.stop.tolist()))
+        return written
 
     def _luck(self, seeds: Sequence[int], depth: int) -> Tensor:
         """Uniform numbers [answers, max_new_tokens, draws, depth], the same on every device."""
@@ -212,12 +179,11 @@ class Sampler:
         drawn = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(drawn).to(self.model.device)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[_BufferLayer], Tensor, Tensor]:
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, DynamicCache, Tensor, Tensor]:
         """Compute the prompts, left-padded behind the shared prefix.
 
         Returns:
-            Last logits [prompts, vocabulary], cache layers, key mask [prompts, prefix + length] and next position
-            [prompts].
+            Last logits [prompts, vocabulary], cache, key mask [prompts, prefix + length] and next position [prompts].
         """
         prefix, past = self._prefix
         if not prefix or any(tuple(p[: len(prefix)]) != prefix or len(p) <= len(prefix) for p in prompts):
@@ -228,26 +194,26 @@ class Sampler:
         real = torch.tensor([[False] * (width - len(r)) + [True] * len(r) for r in rests], device=device)
         mask = torch.cat([real.new_ones(len(rests), len(prefix)), real], dim=1)
         position = (mask.long().cumsum(1) - 1).clamp(min=0)
-        count = self.model.config.get_text_config().num_hidden_layers
-        capacity = len(prefix) + width + self.settings.max_new_tokens
-        check_window(self.model.config, capacity)
-        layers = [_BufferLayer(capacity) for _ in range(count)]
-        for layer, (keys, values) in zip(layers, past, strict=False):
-            layer.start(keys.expand(len(rests), -1, -1, -1), values.expand(len(rests), -1, -1, -1))
+        check_window(self.model.config, len(prefix) + width + self.settings.max_new_tokens)
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(past):
+            cache.update(keys.expand(len(rests), -1, -1, -1), values.expand(len(rests), -1, -1, -1), number)
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         seen = torch.cat([causal.new_ones(width, len(prefix)), causal], dim=1)
         full = mask[:, None, :] & seen[None]
         # A padded query sees nothing; let it see itself, so that its softmax is defined. Nobody reads it.
         full[:, torch.arange(width), len(prefix) + torch.arange(width)] = True
-        out = self.model(
-            ids,
-            attention_mask=full[:, None],
-            position_ids=position[:, len(prefix) :],
-            past_key_values=Cache(layers=list(layers)),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1], layers, mask, position[:, -1] + 1
+        rows = torch.arange(len(rests), device=device)
+        # Not logits_to_keep: the head would multiply a copy of its weights for every prompt.
+        with head_at(self.model, (rows, torch.full_like(rows, width - 1))):
+            out = self.model(
+                ids,
+                attention_mask=full[:, None],
+                position_ids=position[:, len(prefix) :],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return out.logits[0], cache, mask, position[:, -1] + 1
 
 
 def _split(written: list[list[int]], counts: Sequence[int], stop: set[int]) -> list[list[list[int]]]:

@@ -241,15 +241,15 @@ class TitleScorer:
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         # A padded query sees nothing; let it see itself, so that its softmax is defined. Nobody reads it.
         mask = (real[:, None, :] & causal) | torch.eye(width, dtype=torch.bool, device=device)
-        cache = DynamicCache()
-        self.llm.model(
-            ids,
-            attention_mask=mask[:, None],
-            position_ids=(real.long().cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        cache, nowhere = DynamicCache(), torch.zeros(0, dtype=torch.long, device=device)
+        with head_at(self.llm.model, (nowhere, nowhere)):  # only the keys and values are wanted
+            self.llm.model(
+                ids,
+                attention_mask=mask[:, None],
+                position_ids=(real.long().cumsum(1) - 1).clamp(min=0),
+                past_key_values=cache,
+                use_cache=True,
+            )
         return cache, real
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
+from lit_rec.llm.branches import attention_by
 from lit_rec.llm.sampler import check_window, head_at
 
 _SHARED = "lit_rec_shared_prompt"  # our attention's name among those of transformers
@@ -168,16 +169,16 @@ def _attention(model: nn.Module, batch: dict[str, Tensor]) -> Iterator[None]:
     With gradient checkpointing layers run again in the backward pass, outside of this context: the mask does it all.
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    usual = config._attn_implementation
-    if usual != "sdpa" or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if config._attn_implementation != "sdpa" or any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    ):
         yield
         return
     token = _layout.set(_Layout(int(batch["prompt_width"]), batch["attention_mask"]))
-    config._attn_implementation = _SHARED
     try:
-        yield
+        with attention_by(model, _SHARED):
+            yield
     finally:
-        config._attn_implementation = usual
         _layout.reset(token)
 
 
