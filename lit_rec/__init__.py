@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from lit_rec.api import Recommender
 
 __version__ = "0.1.0"
+# When PEFT imports it, it complains on some processors about a package that nobody needs.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load(run_dir: str | Path) -> Recommender:
