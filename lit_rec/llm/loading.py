@@ -164,11 +164,11 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
             )
             extra["device_map"] = {"": device}
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **SAFE, **extra)
-        for layer in model.modules():
+        quantized: list[Any] = [m for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+        for layer in quantized:
             # Else a processor with bfloat16 repacks 4-bit weights when they are first used, and rounds their scales for
             # good: a run that was killed and goes on would compute with others.
-            if hasattr(layer, "support_avx512bf16_for_cpu"):
-                layer.support_avx512bf16_for_cpu = False
+            layer.support_avx512bf16_for_cpu = False
     except UserError:
         raise
     except Exception as error:

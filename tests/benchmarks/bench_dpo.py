@@ -16,7 +16,7 @@ from lit_rec.llm.language_model import LanguageModel
 from lit_rec.policy.losses import preference_loss
 from lit_rec.policy.sequences import answer_logps, collate, encode_chat
 from tests.benchmarks.harness import Row, now
-from tests.benchmarks.worlds import smollm, text
+from tests.benchmarks.worlds import native, smollm, text
 
 BATCH, PROMPT, ANSWER = 2, 470, 100  # words: about 600 and 128 tokens
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -77,7 +77,7 @@ def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[dict[str, l
 
 def ours(folder: str, accumulate: int) -> float:
     """One update of 2 x `accumulate` pairs."""
-    update = updater(smollm(folder)[0])
+    update = updater(smollm(folder, dtype=native())[0])
     update(pairs(BATCH, 20, 10))  # warm
     wanted = pairs(BATCH * accumulate)
     started = now()
@@ -94,6 +94,7 @@ def trl_updater(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    lower = gpu or native() == "bfloat16"
     arguments = DPOConfig(
         output_dir=folder,
         per_device_train_batch_size=size,
@@ -105,7 +106,7 @@ def trl_updater(
         precompute_ref_log_probs=precompute,
         gradient_checkpointing=False,
         use_cpu=not gpu,
-        bf16=gpu,
+        bf16=lower,
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
@@ -113,7 +114,7 @@ def trl_updater(
     )
 
     def update(given: list[dict[str, list[dict[str, str]]]]) -> float:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if gpu else torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if lower else torch.float32)
         started = now()
         trainer = DPOTrainer(
             model=model,
@@ -154,7 +155,8 @@ def run(full: bool = False) -> list[Row]:
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-    work = f"DPO update with its reference, LoRA, SmolLM2-135M, {BATCH} x {accumulate} pairs, prompts about 600 tokens"
+    size = f"{BATCH} x {accumulate} pairs, prompts about 600 tokens"
+    work = f"DPO update with its reference, LoRA, SmolLM2-135M, {native()}, {size}"
     best = min(("trl", "trl_precomputed"), key=lambda name: found[name]["seconds"])
     least = min(found[name]["gigabytes"] for name in ("trl", "trl_precomputed"))
     a, b = found["ours"]["seconds"], found[best]["seconds"]

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.sampler import SamplingSettings
 from tests.benchmarks.harness import Row, interleave
-from tests.benchmarks.worlds import smollm, text
+from tests.benchmarks.worlds import native, smollm, text
 
 SAMPLES, NEW, SIZES = 10, 64, (1, 2)
 DISTRIBUTION = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
@@ -74,7 +74,7 @@ def run(full: bool = False) -> list[Row]:
     """New tokens per second; nothing ends early on either side."""
     many = 64 if full else 2
     with tempfile.TemporaryDirectory() as store:
-        llm, _ = smollm(store)
+        llm, _ = smollm(store, dtype=native())
         ours, tokens = request(llm, many)
         few = tokens if full else tokens[:1]  # continuous batching: its rate is that of ten requests as of twenty
         peers = {f"generate, {size} at a time": (partial(generated, llm.model, tokens, size), many) for size in SIZES}
@@ -85,6 +85,6 @@ def run(full: bool = False) -> list[Row]:
     rates = {name: n * SAMPLES * NEW / t for (name, (_, n)), t in zip(peers.items(), others, strict=True)}
     best = max(rates.values())
     mean = sum(map(len, tokens)) / many
-    work = f"{SAMPLES} answers of {NEW} tokens to {many} prompts of {mean:.0f} tokens, SmolLM2-135M"
+    work = f"{SAMPLES} answers of {NEW} tokens to {many} prompts of {mean:.0f} tokens, SmolLM2-135M, {native()}"
     note = ", ".join(f"{name}: {value:.1f}" for name, value in rates.items())
     return [Row(work, "transformers, the best way", rate, best, "tokens/s", rate / best, 1.5, note)]

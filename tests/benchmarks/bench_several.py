@@ -20,10 +20,10 @@ import torch
 torch.set_num_threads(1)
 from lit_rec import distributed
 from lit_rec.llm.sampler import SamplingSettings
-from tests.benchmarks.worlds import smollm, text
+from tests.benchmarks.worlds import native, smollm, text
 distributed.start(distributed.discover())
 folder, many = sys.argv[1], int(sys.argv[2])
-llm, _ = smollm(folder)
+llm, _ = smollm(folder, dtype=native())
 llm.cfg.batch_size = int(sys.argv[3])
 prompts = [[{"role": "user", "content": text(160, n)}] for n in range(many)]
 settings = SamplingSettings(int(sys.argv[5]), temperature=1.0, top_p=0.95)

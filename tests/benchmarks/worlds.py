@@ -10,6 +10,7 @@ from lit_rec.data.assets import cache_dir
 from lit_rec.data.lists import ListSet
 from lit_rec.data.splits import Splits
 from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.loading import native_bf16
 from lit_rec.llm.store import AnswerStore
 from lit_rec.schema import LLMConfig, LoraConfig
 from tests.tiny import word_tokenizer
@@ -21,6 +22,11 @@ LISTS_PER_USER = 35  # of MovieLens-1M under KAR's protocol
 GENRE = torch.tensor(
     [[0], *([1 + item % 18] for item in range(ITEMS))]
 )  # the first genre of every item, as KAR reads it
+
+
+def native() -> str:
+    """The type both sides compute in: bfloat16 where the processor does, as `dtype: auto` has it."""
+    return "bfloat16" if native_bf16("cpu") else "float32"
 
 
 def smollm(
