@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from lit_rec.rerankers.attention import self_attention
+from lit_rec.rerankers.attention import score_in_context
 from lit_rec.rerankers.features import perceptron
 
 
@@ -59,5 +59,4 @@ class PRM(nn.Module):
             Logits [B, C]; those of padding mean nothing.
         """
         x = x + self.positions[: x.shape[1]]
-        context = self_attention(self.attention, x, mask)
-        return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)
+        return score_in_context(self.attention, self.mlp, x, mask)

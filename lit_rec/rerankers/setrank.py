@@ -1,9 +1,8 @@
 """SetRank (arXiv 1912.05891), in the form of KAR's code (METHODS 1.6)."""
 
-import torch
 from torch import Tensor, nn
 
-from lit_rec.rerankers.attention import self_attention
+from lit_rec.rerankers.attention import score_in_context
 from lit_rec.rerankers.features import perceptron
 
 
@@ -35,5 +34,4 @@ class SetRank(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        context = self_attention(self.attention, x, mask)
-        return self.mlp(torch.cat([context, x], dim=-1)).squeeze(-1)
+        return score_in_context(self.attention, self.mlp, x, mask)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lit_rec.errors import UserError
-from lit_rec.rerankers.attention import self_attention
-from lit_rec.rerankers.features import ItemFeatures, Knowledge
+from lit_rec.rerankers.attention import score_in_context, self_attention
+from lit_rec.rerankers.features import ItemFeatures, Knowledge, perceptron
 from lit_rec.rerankers.module import ARCHITECTURES, RerankerModule
 
 N_ITEMS, USERS = 30, 12
@@ -83,6 +83,26 @@ def test_self_attention_is_that_of_torch(padded: bool) -> None:
         found.append(
             (context * mask.unsqueeze(-1), *torch.autograd.grad((context * weights).sum(), (x, *layer.parameters())))
         )
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_scores_in_context_are_those_of_the_two_modules(padded: bool) -> None:
+    """Logits and the gradients of every parameter against the modules of PyTorch, one after the other."""
+    torch.manual_seed(4)
+    layer, mlp = torch.nn.MultiheadAttention(12, 3, batch_first=True), perceptron(24, (10, 6), 0.0)
+    x, mask = torch.randn(5, 8, 12, requires_grad=True), torch.ones(5, 8, dtype=torch.bool)
+    if padded:
+        mask[1, 5:], mask[3, 1:] = False, False
+    weights, found = torch.randn(5, 8) * mask, []
+    with torch.no_grad():
+        layer.out_proj.bias.normal_()
+    context = layer(x, x, x, key_padding_mask=~mask, need_weights=False)[0]
+    plain = mlp(torch.cat([context, x], dim=-1)).squeeze(-1)
+    for logits in (score_in_context(layer, mlp, x, mask), plain):
+        gradients = torch.autograd.grad((logits * weights).sum(), (x, *layer.parameters(), *mlp.parameters()))
+        found.append((logits * mask, *gradients))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
