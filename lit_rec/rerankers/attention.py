@@ -40,7 +40,7 @@ def score_in_context(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor
     of_context, of_x = mlp[0].weight.chunk(2, dim=1)  # type: ignore[operator]
     bias = F.linear(layer.out_proj.bias, of_context, mlp[0].bias)  # type: ignore[arg-type]
     read = _attended(layer, x, mask).flatten(0, 1)
-    hidden = torch.addmm(F.linear(x.flatten(0, 1), of_x, bias), read, (of_context @ layer.out_proj.weight).t())
+    hidden = F.linear(x.flatten(0, 1), of_x, bias).addmm_(read, (of_context @ layer.out_proj.weight).t())
     return mlp[1:](hidden).view(mask.shape)
 
 
