@@ -122,14 +122,12 @@ class BranchedLayer(DynamicLayer):
         """Attention of the newest token: [rows, query heads, 1, dim] to [rows, 1, query heads, dim]."""
         branches = self.branches
         q = (query.squeeze(2).to(self.keys.dtype) * scaling).unflatten(1, (self.heads, -1))  # query heads by key head
-        shared = torch.bmm(branches.by_prompt(q), self.prompt_keys)
+        shared = torch.bmm(branches.by_prompt(q), self.prompt_keys).float()
         if branches.bias is not None:
             shared = shared.unflatten(0, (-1, self.heads)).add_(branches.bias).flatten(0, 1)
-        parts = _read(shared, self.prompt_values), _read(q @ self.keys.transpose(2, 3), self.values)
-        (top, weight, read), (own_top, own_weight, own_read) = (
-            (branches.by_answer(t, self.heads) for t in parts[0]),
-            parts[1],
-        )
+        common = _read(shared, self.prompt_values)
+        top, weight, read = (branches.by_answer(t, self.heads) for t in common)
+        own_top, own_weight, own_read = _read((q @ self.keys.transpose(2, 3)).float(), self.values)
         # One softmax over both parts: each was computed against a maximum of its own.
         highest = torch.maximum(top, own_top)
         scale, own_scale = (top - highest).exp(), (own_top - highest).exp()
@@ -138,7 +136,12 @@ class BranchedLayer(DynamicLayer):
 
 
 def _read(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A softmax left undivided: the highest score, the sum of the weights, what they read; each [..., queries, n]."""
+    """A softmax left undivided: the highest score, the sum of the weights, what they read; each [..., queries, n].
+
+    Args:
+        scores: [..., queries, keys] float32.
+        values: [..., keys, n].
+    """
     top = scores.amax(dim=-1, keepdim=True)
     weights = (scores - top).exp_()
     return top, weights.sum(-1, keepdim=True), (weights.to(values.dtype) @ values).float()
