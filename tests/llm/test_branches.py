@@ -36,20 +36,23 @@ class Copies:
 def check(layer: BranchedLayer, copies: Copies) -> None:
     """Write a token for every row into both, and compare what attention reads."""
     rows = len(copies.seen)
-    new, query = torch.randn(2, rows, HEADS, 1, DIM), 3 * torch.randn(rows, HEADS * GROUP, 1, DIM)
+    kind = copies.keys.dtype
+    new, query = torch.randn(2, rows, HEADS, 1, DIM).to(kind), 3 * torch.randn(rows, HEADS * GROUP, 1, DIM).to(kind)
     layer.update(new[0], new[1])
-    torch.testing.assert_close(layer.attend(query, 0.3), copies.attend(query, new), rtol=1e-5, atol=1e-6)
+    close = {"rtol": 1e-5, "atol": 1e-6} if kind == torch.float32 else {"rtol": 0.0, "atol": 0.02}
+    torch.testing.assert_close(layer.attend(query, 0.3), copies.attend(query, new), **close)
     assert layer.get_seq_length() == copies.seen.shape[1]
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [4, 4, 4], [2, 5, 1]], ids=["one", "even", "ragged"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_attention_over_branches_is_attention_over_copies(counts: list[int], padded: bool) -> None:
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_over_branches_is_attention_over_copies(counts: list[int], padded: bool, kind: torch.dtype) -> None:
     torch.manual_seed(0)
     real = torch.ones(3, LENGTH, dtype=torch.bool)
     if padded:
         real[0, :4] = real[2, :9] = False
-    keys, values = torch.randn(2, 3, HEADS, LENGTH, DIM).unbind(0)
+    keys, values = torch.randn(2, 3, HEADS, LENGTH, DIM).to(kind).unbind(0)
     branches = Branches(torch.tensor(counts), real)
     layer, owner = BranchedLayer(keys, values, branches, CAPACITY), branches.owner
     copies = Copies(keys[owner], values[owner], real[owner])
