@@ -131,19 +131,13 @@ class Sampler:
         counts = [len(own) for own in seeds]
         luck = self._luck([seed for own in seeds for seed in own], levels(logits.shape[1]))
         branches = Branches(torch.tensor(counts, device=device), mask)
-        logits, mask, position = (t[branches.owner] for t in (logits, mask, position))
+        logits, position = logits[branches.owner], position[branches.owner]
         with decoding(self.model, past, branches, self.settings.max_new_tokens) as layers:
-            written = self._write(layers, branches, logits, mask, position, luck)
+            written = self._write(layers, branches, logits, position, luck)
         return _split(written.tolist(), counts, set(self.stop.tolist()))
 
     def _write(
-        self,
-        layers: Sequence[BranchedLayer],
-        branches: Branches,
-        logits: Tensor,
-        mask: Tensor,
-        position: Tensor,
-        luck: Tensor,
+        self, layers: Sequence[BranchedLayer], branches: Branches, logits: Tensor, position: Tensor, luck: Tensor
     ) -> Tensor:
         """Write all answers, token by token: [answers, max_new_tokens], -1 behind the end of each."""
         device, cache = logits.device, Cache(layers=list(layers))
@@ -158,18 +152,11 @@ class Sampler:
             # Finished rows still cost a full step: drop them once they are a quarter of the batch.
             if int(going.sum()) <= 0.75 * len(going):
                 keep = going.nonzero().squeeze(1)
-                rows, token, mask, position = rows[keep], token[keep], mask[keep], position[keep]
+                rows, token, position = rows[keep], token[keep], position[keep]
                 branches, prompts = branches.select(keep)
                 for layer in layers:
                     layer.select(keep, prompts, branches)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            out = self.model(
-                token[:, None],
-                attention_mask=mask[:, None, None, :],
-                position_ids=position[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
+            out = self.model(token[:, None], position_ids=position[:, None], past_key_values=cache, use_cache=True)
             logits, position = out.logits[:, -1], position + 1
         return written
 
