@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from lit_rec.errors import UserError
@@ -65,6 +66,22 @@ def test_attention_over_branches_is_attention_over_copies(counts: list[int], pad
     assert len(layer.prompt_keys) == HEADS * len(prompts)
     for _ in range(2):
         check(layer, copies)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "phi3", "olmo2", "gemma3_text", "gpt_neox"])
+def test_families_of_models_write_what_generate_writes(family: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.for_model(family, **sizes, **heads, **ids, initializer_range=0.3)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    prompts, counts = [[7, 30, 12], [5, 61, 44, 9, 23, 8, 50], [33, 6, 17, 40, 11]], [[1, 2], [3], [4, 5, 6]]
+    drawn = Sampler(model, SamplingSettings(12, 1e-4, 0.95), [2]).sample(prompts, counts)
+    for prompt, answers in zip(prompts, drawn, strict=True):
+        given = torch.tensor([prompt])
+        out = model.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=12)
+        assert answers == [out[0, len(prompt) :].tolist()] * len(answers)
 
 
 def test_attention_is_given_back() -> None:
