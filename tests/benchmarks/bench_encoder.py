@@ -67,8 +67,9 @@ def run(full: bool = False) -> list[Row]:
     ours = TextEncoder(source, dtype=native())
     peer, theirs = library(source)
     both = ours.encode(texts[:8]), theirs(texts[:8], 8).cpu().float()
-    alike = float(torch.cosine_similarity(*both).min())
-    assert alike > 0.999, alike  # the same vectors, but for rounding
+    apart, alike = float((both[0] - both[1]).abs().max()), float(torch.cosine_similarity(*both).min())
+    assert alike > 0.999, alike  # the same vectors, but for rounding, of which float32 has next to none
+    assert apart < 1e-3 or native() != "float32", apart
     calls = [lambda size=size: theirs(texts, size) for size in SIZES]  # type: ignore[misc]
     mine, *others = interleave(lambda: ours.encode(texts), *calls, repeats=2)
     best, usual = min(others), others[SIZES.index(DEFAULT)]

@@ -1,8 +1,8 @@
 """What a GPU adds to the table: larger batches in bfloat16, beside the peers on the same card and what it can do.
 
 The card's ceilings are measured in the same run: the rate of a large bfloat16 product, and of copying. MFU is the
-products that an update makes, over its time, over the former; bandwidth is what decoding has to read, weights once a
-token and every answer's keys and values, over its time, over the latter.
+products that an update makes, over its time, over the former; bandwidth is what decoding has to read, once a token the
+weights and the keys and values of every prompt and of what its answers have added, over its time, over the latter.
 """
 
 import gc
@@ -102,7 +102,8 @@ def sampling(llm: LanguageModel, copying: float, many: int, new: int, sizes: tup
         with llm.model.disable_adapter():
             others = {n: timed(lambda n=n: generated(llm.model, tokens, n, new)) for n in sizes}  # type: ignore[misc]
     made, best = many * SAMPLES * new, min(others.values())
-    share = new * read_per_token(llm, many * SAMPLES, sum(map(len, tokens)) / many + new / 2) / mine / copying
+    kept = sum(map(len, tokens)) / many + SAMPLES * new / 2  # of a prompt, and of all its answers half way
+    share = new * read_per_token(llm, many, kept) / mine / copying
     note = ", ".join(f"{n} prompts at a time: {made / t:,.0f}" for n, t in others.items())
     note += f"; {share:.1%} of the {copying / 1e9:,.0f} GB/s of copying"
     work = f"{SAMPLES} answers of {new} tokens to {many} prompts, SmolLM2-135M on the GPU"
@@ -110,7 +111,7 @@ def sampling(llm: LanguageModel, copying: float, many: int, new: int, sizes: tup
 
 
 def read_per_token(llm: LanguageModel, rows: int, length: float) -> float:
-    """Bytes that a step of decoding reads: all weights, and keys and values of all rows."""
+    """Bytes that a step of decoding reads: all weights, and keys and values of `length` tokens for each of `rows`."""
     shape, width = llm.model.config, llm.model.dtype.itemsize
     weights = sum(p.numel() * p.element_size() for p in llm.model.parameters())
     head = shape.hidden_size // shape.num_attention_heads
