@@ -11,7 +11,8 @@ import torch
 from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec import distributed
 from lit_rec.policy.dpo import DPOPolicy
-from lit_rec.policy.sequences import answer_logps, collate, encode_chat
+from lit_rec.policy.sequences import Example, answer_logps, collate, encode_chat
+from lit_rec.recipes.summary import summarise
 from lit_rec.run.progress import step
 
 KL_ANSWERS = 64  # held-out answers the divergence is estimated on
@@ -55,10 +56,10 @@ class RoundEvaluation(RoundHooks):
         rows = held_out.head(KL_ANSWERS)
 
         def build(work: Path) -> dict[str, Any]:
-            prompts = loop.prompts_of(state, rows["user"].to_list())
+            prompts, ends = loop.prompts_of(state, rows["user"].to_list()), set(policy.llm.stop_ids())
             examples = [
-                encode_chat(policy.llm.tokenizer, prompt, [text], policy.cfg.max_length)
-                for prompt, text in zip(prompts, rows["text"].to_list(), strict=True)
+                sampled(encode_chat(policy.llm.tokenizer, prompt, [text], policy.cfg.max_length), ends, finish)
+                for prompt, text, finish in zip(prompts, rows["text"], rows["finish"], strict=True)
             ]
             differences: list[float] = []
             training = policy.training
@@ -80,12 +81,22 @@ class RoundEvaluation(RoundHooks):
         return loop.keep_divergence(state, build)
 
 
+def sampled(example: Example, ends: set[int], finish: str) -> Example:
+    """An answer's tokens as the LLM drew them: without an end of the turn where it was cut, and with nothing behind it.
+
+    What nobody drew says nothing about how often the policy says it.
+    """
+    (answer,) = example.answers
+    end = next((place for place, token in enumerate(answer) if token in ends), len(answer))
+    return Example(example.prompt, [answer[: max(1, end + (finish == "stop"))]])
+
+
 def log_state(loop: Any, state: str, number: int) -> None:
     """Send what is known of a state to the loggers: rewards, ties, lengths, divergence, and a few pairs to read."""
     kind = state.rpartition("_")[0]
     curves = "round" if state == "zero_shot" or kind == "round" else "hinted" if kind == "hinted" else state
     board = loop.board(curves)
-    summary = loop.summary(state)
+    summary = summarise(loop, state)
     scalars = {**summary, **summary.get("train", {}), "heldout_reward": summary["heldout_reward"]["mean"]}
     numbers = {f"rounds/{name}": value for name, value in scalars.items() if isinstance(value, (int, float))}
     board.scalars(numbers, number)

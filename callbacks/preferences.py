@@ -1,6 +1,7 @@
 """Between rounds: sample answers, score them with the reranker, make pairs, and hand them to the policy."""
 
 import time
+from typing import Any
 
 import lightning as L
 import torch
@@ -24,6 +25,15 @@ class PreferenceRounds(RoundHooks):
 
     def __init__(self, rule: str = "best_worst") -> None:
         self.rule = rule
+        self.reference: dict[str, Any] = {}  # of the present round: its number, and log-probabilities [pairs, answers]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reference log-probabilities: within a round "previous" is a policy that is no more."""
+        return self.reference
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Those of the round in which the run was stopped."""
+        self.reference = state_dict
 
     def begin_round(self, trainer: L.Trainer, policy: DPOPolicy, rounds: RoundCallback, number: int) -> None:
         """Samples and rewards of the last state -> pairs -> reference log-probabilities -> the DataModule."""
@@ -38,9 +48,11 @@ class PreferenceRounds(RoundHooks):
             )
         data: PreferenceDataModule = trainer.datamodule  # type: ignore[attr-defined]
         examples = data.encode(pairs)
-        began = time.perf_counter()
-        data.set_round(examples, reference_logps(policy, examples, data.batch_size))
-        rounds.spent(number, began)
+        if self.reference.get("number") != number:
+            began = time.perf_counter()
+            self.reference = {"number": number, "logps": reference_logps(policy, examples, data.batch_size)}
+            rounds.spent(number, began)
+        data.set_round(examples, self.reference["logps"])
         policy.updates_per_round = data.updates_per_epoch * policy.cfg.epochs
 
 

@@ -197,6 +197,8 @@ def _check_rlrf(cfg: DictConfig) -> None:
             raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")
     if cfg.evaluation.validation == 0 and cfg.evaluation.selection == "validation":
         raise _bad("evaluation.validation", 0, "a share above 0, or evaluation.selection=last")
+    if cfg.evaluation.test == cfg.evaluation.validation == 0 and cfg.evaluation.folds == 1:
+        raise _bad("evaluation.test", 0, "a share above 0 (or of evaluation.validation): else nothing can be measured")
     if cfg.lists.real > cfg.lists.size:
         raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
     unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}

@@ -104,7 +104,7 @@ class LLMConfig:
     hub: str | None = None  # a Hugging Face repository or a local folder
     revision: str | None = None  # commit or tag of the repository
     wheel: WheelConfig | None = None
-    server: ServerConfig | None = None  # ask a server instead (Re2LLM only: DPO trains the model in process)
+    server: ServerConfig | None = None  # servers write the answers (Re2LLM: and rank); DPO trains in process
     dtype: str = "auto"  # auto: bfloat16 where the processor computes in it, else float32
     quantization: str | None = None  # null | nf4 (bitsandbytes 4 bit, QLoRA)
     batch_size: int = 32  # answers written at a time
@@ -199,7 +199,7 @@ class PolicyConfig:
     loss: str = "sigmoid"  # sigmoid | sigmoid_norm (per token) | ipo | hinge | robust | sft (on the chosen answer)
     label_smoothing: float = 0.0
     reference: str = "base"  # base | previous
-    max_length: int = 2048  # prompt + answer tokens; longer prompts lose their start, and are counted
+    max_length: int = 2048  # prompt + answer tokens; longer prompts lose their start
     keep_optimizer: bool = False  # carry the optimiser's moments from round to round
     gradient_checkpointing: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)

@@ -285,6 +285,7 @@ def test_least_values(recipes: dict[str, Any]) -> None:
         "encoder.max_tokens=0",
         "evaluation.only_folds=[]",
         "evaluation.validation=0",
+        "evaluation.test=0 evaluation.validation=0 evaluation.selection=last",
         "reranker.metric=ndgc@5",
         "reranker.metric=ndcg@0",
         "reranker.metric=ndcg",
@@ -294,7 +295,7 @@ def test_least_values(recipes: dict[str, Any]) -> None:
 def test_impossible_values(override: str) -> None:
     key = override.split("=")[0]
     with pytest.raises(UserError, match=key) as caught:
-        load("quickstart.yaml", override)
+        load("quickstart.yaml", *override.split())
     assert key in caught.value.where
 
 

@@ -279,6 +279,13 @@ class TestVariants:
         test = {r["n"] for r in results(run) if (r["split"], r["unit"]) == ("test", "user")}
         assert test == {USERS}
         assert (run / "stages/fold_1/rows/round_1/manifest.json").is_file()
+        texts = [
+            pl.read_parquet(run / f"stages/fold_{n}/zero_shot/answers/answers.parquet")
+            .filter(pl.col("sample") == 0)
+            .sort("user")["text"]
+            for n in (0, 1)
+        ]
+        assert texts[0].equals(texts[1])  # the untrained LLM's: not the one that was tuned on the other fold's users
         assert (run / "tensorboard/fold_1").is_dir()
 
     def test_knowledge_in_kars_encoding_beside_the_others(self, world: World, tmp_path: Path) -> None:
@@ -295,6 +302,15 @@ class TestVariants:
             assert set(by_user.filter(pl.col("len") > 1)["split"]) <= {"train"}
         counts = json.loads((run / "stages/fold_0/zero_shot/pairs_best_worst/counts.json").read_text())
         assert counts["users"] == 5
+
+    def test_another_encoding_is_another_row(
+        self, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = ["policy.rounds=0", "evaluation.controls.zero_shot=true"]
+        run = self.fit(world, tmp_path, *given)
+        capsys.readouterr()
+        line = ["fit", "--config", world.config, *BARE, *given, f"run.dir={run}", f"run.answers={world.run}/answers"]
+        assert_told(capsys, main([*line, "knowledge.encode=both"]), "another configuration", "encode")
 
     def test_refreshed_reward(self, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, "reward.refresh=true", "policy.rounds=2")

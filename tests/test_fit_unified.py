@@ -146,7 +146,7 @@ def _named(rounds: list[dict[str, Any]]) -> list[tuple[int, str]]:
 
 def reward_by_hand(loop: UnifiedLoop, user: int, text: str) -> tuple[float, list[Tensor]]:
     """Mean NDCG@5 of a user's lists with this text as the knowledge, and every list's order of candidates."""
-    model, lists = loop.reward_model("zero_shot"), loop.ground.lists
+    model, lists = loop.judge.model("zero_shot"), loop.ground.lists
     module = model.fitted[int(model.reranker_of(torch.tensor([user])))].module
     held = module.knowledge.user_vectors.clone()
     module.knowledge.user_vectors[user] = loop.ground.encoder.encode([text])[0]

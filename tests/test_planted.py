@@ -26,6 +26,7 @@ from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.store import AnswerStore
 from lit_rec.recipes import rlrf
 from lit_rec.recipes.loop import Loop
+from lit_rec.recipes.summary import summarise
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.statistics import Estimate, mean_over_users, paired_difference
 from lit_rec.threads import one_thread
@@ -205,7 +206,7 @@ def question(outcome: Outcome, root: Path) -> None:
             llm.load_adapter(load_file(kept))
         given = llm.answers(ground.prompts.users(users.tolist()), [FRESH] * len(users))
         texts = [answer.text for answers in given for answer in answers]
-        judge, r = loop.reward_model("zero_shot"), cfg.reward
+        judge, r = loop.judge.model("zero_shot"), cfg.reward
         vectors = ground.encoder.encode(texts)
         rewards = judge.answer_rewards(ground.lists, vectors, who, reward=r.metric, k=r.k, convention=r.convention)
         outcome.rewards[state] = rewards.view(-1, FRESH).mean(1).double().numpy()
@@ -267,20 +268,20 @@ def test_rewards_find_the_truth(outcome: Outcome) -> None:
 def test_logged_training_is_sensible(outcome: Outcome) -> None:
     kl = 0.0
     for state in outcome.rounds[1:]:
-        train = outcome.loop.summary(state)["train"]
+        train = summarise(outcome.loop, state)["train"]
         assert train["accuracy"] > 0.7, (state, train)
         assert train["loss"] < np.log(2), (state, train)
         assert train["margin"] == pytest.approx(train["chosen_reward"] - train["rejected_reward"], abs=1e-5)
         assert train["margin"] > 0.03, (state, train)
         assert train["kl"] > kl, (state, train)  # ever further from the untrained model
         kl = train["kl"]
-    control = outcome.loop.summary("random_pairs")["train"]
+    control = summarise(outcome.loop, "random_pairs")["train"]
     assert control["accuracy"] < 0.7
-    assert control["margin"] < outcome.loop.summary("round_1")["train"]["margin"] / 2
+    assert control["margin"] < summarise(outcome.loop, "round_1")["train"]["margin"] / 2
 
 
 def test_what_the_run_reports_agrees_with_fresh_answers(outcome: Outcome) -> None:
-    told = outcome.loop.summary(outcome.rounds[-1])["heldout_gain"]
+    told = summarise(outcome.loop, outcome.rounds[-1])["heldout_gain"]
     fresh = outcome.gain(outcome.rounds[-1], "zero_shot")
     assert told["ci95"][0] > 0
     assert told["ci95"][0] < fresh.mean < told["ci95"][1]

@@ -1,7 +1,9 @@
 """Killed anywhere, RLRF4Rec ends with the results of an undisturbed run."""
 
+from pathlib import Path
+
 from tests.resuming import Resumed
-from tests.worlds import make_world
+from tests.worlds import World, make_world
 
 
 class TestKilled(Resumed):
@@ -19,3 +21,18 @@ class TestKilled(Resumed):
         ["before", "results.json"],
         ["before", "report.html"],
     ]
+
+
+def with_previous_reference(root: Path) -> World:
+    """Two epochs a round, against the policy as it was when the round began: half way through, that is no more."""
+    world = make_world(root)
+    text = (root / "tiny.yaml").read_text()
+    changed = text.replace("  rounds: 2\n  epochs: 1\n", "  rounds: 2\n  epochs: 2\n  reference: previous\n")
+    assert changed != text
+    (root / "tiny.yaml").write_text(changed)
+    return world
+
+
+class TestKilledWithinARound(Resumed):
+    make = staticmethod(with_previous_reference)
+    points = [["after", "fold_0_round.ckpt"], ["after", "fold_0_round.ckpt"], ["after", "fold_0_round.ckpt"]]

@@ -43,6 +43,7 @@ def in_thread(
             failed.append(error)
         finally:
             arrived.put(None)
+            running.put(lambda: None)  # where no loop could be made, there is nothing to cancel
 
     def drain() -> None:
         more = True

@@ -21,7 +21,7 @@ from openai import (
 
 from lit_rec.errors import UserError
 from lit_rec.run.progress import console
-from lit_rec.secrets import HIDDEN, hide, read_secret
+from lit_rec.secrets import HIDDEN, SHORTEST, hide, read_secret
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two attempts, doubled each time
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks to wait longer is told about instead
@@ -231,8 +231,8 @@ def cause_of(error: BaseException) -> str:
 
 
 def hide_key(text: str, key: str) -> str:
-    """A server's words without the key that was sent to it."""
-    return text.replace(key, HIDDEN) if key not in ("", NO_KEY) else text
+    """A server's words without the key that was sent to it; one as short as a word is none, and may be among them."""
+    return text.replace(key, HIDDEN) if len(key) >= SHORTEST else text
 
 
 def server_words(error: APIError | Malformed, key: str) -> str:

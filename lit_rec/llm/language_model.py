@@ -110,8 +110,9 @@ class LanguageModel:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def reset_adapter(self) -> None:
-        """Back to the untrained adapter, which changes nothing."""
-        self.load_adapter(self._loaded[2])
+        """Back to the untrained adapter, which changes nothing; a model that is not loaded yet will be loaded so."""
+        if "_loaded" in vars(self):
+            self.load_adapter(self._loaded[2])
         self.adapter = BASE
 
     def adapter_state(self) -> dict[str, Tensor]:
@@ -204,7 +205,7 @@ class LanguageModel:
             return [[answer_key(name, p, shape, j) for j in range(n)] for p, n in zip(prompts, counts, strict=True)]
 
         keys = keys_of(self.adapter)
-        missing = distributed.agreed({k for ks in keys for k in ks if k not in self.store})
+        missing = self.store.lacking(k for ks in keys for k in ks)
         if progress is not None:
             progress(sum(counts) - sum(k in missing for ks in keys for k in ks), 0)
         if missing:

@@ -27,6 +27,7 @@ hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 # Of models: tensors that are tensors alone, and no code. Nobody is asked whether a repository's own code may run.
 SAFE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+BLOCK, SAMPLED = 1 << 16, 256  # bytes of a block, and blocks of a file, that tell weights from others
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of a failed request is told by `hub_error`
 
 
@@ -179,7 +180,28 @@ def load_llm(cfg: LLMConfig, device: str, cache: Path | None = None) -> tuple[Pr
             where="config key llm",
             fix="choose an instruction-tuned model (its name often ends in -Instruct)",
         )
+    check_layers(model, source)
     return model.eval(), tokenizer
+
+
+def check_layers(model: PreTrainedModel, source: str) -> None:
+    """Refuse a model whose layers keep more of a text than its keys and values.
+
+    Several answers stand behind one prompt here, in sampling and in training alike; a state that runs through all of
+    them (Mamba, linear attention, convolutions) would carry one answer into the next.
+
+    Raises:
+        UserError: It has such layers.
+    """
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    others = sorted(kinds - {"full_attention", "sliding_attention"})
+    if others or getattr(model, "_is_stateful", False):
+        raise UserError(
+            f"{source} does not attend in all of its layers",
+            where="config key llm",
+            why=f"it has layers of the kind {', '.join(others) or 'recurrent'}, whose state answers cannot share",
+            fix="choose a model with attention in every layer (Llama, Qwen 2 and 3, Mistral, ... have it)",
+        )
 
 
 def merged(cfg: LLMConfig, adapter: Path, cache: Path | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -223,10 +245,10 @@ def write_merged(cfg: LLMConfig, adapter: Path, target: Path, cache: Path | None
 
 
 def fingerprint(source: str | Path, revision: str | None = None, key: str = "llm") -> str:
-    """Identify a model by its files: configuration, names and sizes, first and last MiB of every weight file.
+    """Identify a model by its files: names, sizes, and the first, the last and `SAMPLED` other blocks of each.
 
-    A hub repository that is not a local folder is identified by the commit its files were fetched from. `key` ("llm"
-    or "encoder") is for messages.
+    A hub repository that is not a local folder is identified by its name and the commit its files are of: which of them
+    have been fetched yet does not matter. `key` ("llm" or "encoder") is for messages.
     """
     digest = hashlib.sha256()
     folder = Path(source)
@@ -238,13 +260,20 @@ def fingerprint(source: str | Path, revision: str | None = None, key: str = "llm
         except Exception as error:
             raise hub_error(error, str(source), key) from error
         assert config is not None
-        folder = Path(config).parent
+        commit = Path(config).parent.name  # of the cache's folder snapshots/COMMIT
+        return hashlib.sha256(f"{source}@{commit}".encode()).hexdigest()[:16]
     for file in sorted(folder.iterdir()):
         if file.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}:
             size = file.stat().st_size
             digest.update(json.dumps([file.name, size]).encode())
             with file.open("rb") as stream:
-                digest.update(stream.read(1 << 20))
-                stream.seek(max(0, size - (1 << 20)))
-                digest.update(stream.read(1 << 20))
+                for place in _places(size):
+                    stream.seek(place)
+                    digest.update(stream.read(BLOCK))
     return digest.hexdigest()[:16]
+
+
+def _places(size: int) -> list[int]:
+    """Where blocks of a file are looked at: all of a small one, of a large one its ends and evenly in between."""
+    step = max(BLOCK, -(-size // SAMPLED))
+    return [*range(0, size, step), max(0, size - BLOCK)]

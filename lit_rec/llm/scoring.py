@@ -6,10 +6,10 @@ A tree token sees its ancestors, the rest of its prompt and the prefix, and stan
 title alone, so the scores are those of scoring each (prompt + title) on its own.
 """
 
-import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os.path import commonprefix
 
 import torch
@@ -24,6 +24,7 @@ from lit_rec.llm.sampler import check_window, common_prefix, head_at
 from lit_rec.llm.store import Answer, answer_key
 
 END_OF_TURN = "<eos>"
+TREES = 512  # kept at a time
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class TitleScorer:
     def __init__(self, llm: LanguageModel, *, batch_tokens: int = 4096) -> None:
         self.llm, self.batch_tokens = llm, batch_tokens
         self.computed = 0  # tokens the model worked through
+        self._trees: dict[tuple[tuple[str, ...], str, str], TitleTree] = {}
 
     def scores(
         self, groups: Sequence[Sequence[Question]], *, progress: Callable[[int, int], None] | None = None
@@ -130,7 +132,7 @@ class TitleScorer:
         """
         name, store = f"{self.llm.fingerprint}/{self.llm.adapter}", self.llm.store
         keys = [[question_key(name, q) for q in group] for group in groups]
-        lacking = distributed.agreed({key for row in keys for key in row if key not in store})
+        lacking = store.lacking(key for row in keys for key in row)
         if progress is not None:
             progress(sum(map(len, keys)) - len(lacking), 0)
         if lacking:
@@ -179,7 +181,7 @@ class TitleScorer:
         else:
             ids = list(self.llm.tokenize(q.prompt))
         lead = q.lead.rstrip(" ")  # a blank belongs to the title's first token
-        ids += list(tokenizer(lead, add_special_tokens=False)["input_ids"]) if lead else []
+        ids += self._going_on([lead])[0] if lead else []
         if not ids:
             raise UserError(
                 "a prompt is empty, so a title's first token follows nothing",
@@ -188,17 +190,38 @@ class TitleScorer:
             )
         return ids
 
-    @functools.lru_cache(maxsize=512)  # noqa: B019 - one scorer lives as long as its run
     def _tree(self, titles: tuple[str, ...], lead: str, end: str) -> TitleTree:
-        gap = " " if lead.endswith(" ") else ""
-        tokenizer = self.llm.tokenizer
-        texts = [f"{gap}{title}" for title in titles]
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        if end == END_OF_TURN:
-            stop = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        else:
-            stop = tokenizer(end, add_special_tokens=False)["input_ids"][:1] if end else []
-        return TitleTree([[*title, *stop] for title in ids])
+        """The tree of some titles; a session's hints, which come one after the other, share it."""
+        if (titles, lead, end) not in self._trees:
+            if len(self._trees) >= TREES:
+                self._trees.clear()
+            gap = " " if lead.endswith(" ") else ""
+            if end == END_OF_TURN:
+                eos = self.llm.tokenizer.eos_token_id
+                stop = [] if eos is None else [eos]
+            else:
+                stop = self._going_on([end])[0][:1] if end else []
+            ids = self._going_on([f"{gap}{title}" for title in titles])
+            self._trees[titles, lead, end] = TitleTree([[*title, *stop] for title in ids])
+        return self._trees[titles, lead, end]
+
+    @cached_property
+    def _before(self) -> str:
+        """What to tokenize a text behind so that it is read as one that goes on.
+
+        Some tokenizers (Llama 2, Mistral) put a blank before whatever they are given, a line break included, and none
+        behind it; the others are given the text alone.
+        """
+        alone, told, behind = (self._ids([text])[0] for text in ("a", "\n", "\na"))
+        return "" if told + alone == behind else "\n"
+
+    def _going_on(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of texts that stand behind another."""
+        skipped = len(self._ids([self._before])[0]) if self._before else 0
+        return [ids[skipped:] for ids in self._ids([self._before + text for text in texts])]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.llm.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _forward(self, rows: list[_Row]) -> dict[str, Answer]:
         """Score the rows of a batch."""

@@ -181,7 +181,8 @@ class ServerModel:
         settings = settings or self.settings
         keys = self.keys(prompts, counts, settings)
         wanted = Counter(key for ks in keys for key in ks)
-        todo = {key: p for p, ks in zip(prompts, keys, strict=True) for key in ks if key not in self.store}
+        lacking = self.store.lacking(wanted)
+        todo = {key: p for p, ks in zip(prompts, keys, strict=True) for key in ks if key in lacking}
         stored = sum(n for key, n in wanted.items() if key not in todo)
         self.usage.stored += stored
         if progress is not None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock
 
+from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.run.folder import FULL, sync
 from lit_rec.texts import whole_text
@@ -145,6 +146,19 @@ class AnswerStore:
 
     def __getitem__(self, key: str) -> Answer:
         return self._answers[key]
+
+    def lacking(self, keys: Iterable[str]) -> set[str]:
+        """Which of these answers are not there, as all processes agree.
+
+        They read the file one after the other, and another run may have written to it meanwhile: process 0 says what is
+        lacking, and tells the others what it has and they have not.
+        """
+        wanted = set(keys)
+        found = distributed.agreed({key for key in wanted if key not in self})
+        if distributed.size() > 1:
+            unknown = set[str]().union(*distributed.gathered({key for key in wanted - found if key not in self}))
+            self.learn(distributed.agreed({key: self[key] for key in unknown} if distributed.main() else {}))
+        return found
 
     def learn(self, answers: Mapping[str, Answer]) -> None:
         """Know answers that another process of the run has put on disk."""

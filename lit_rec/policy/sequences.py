@@ -42,7 +42,8 @@ class Example:
 def encode_chat(tokenizer: Any, messages: Sequence[dict[str, str]], answers: Sequence[str], max_length: int) -> Example:
     """Tokenize a chat prompt with answers, the way TRL does: the whole dialogue, cut where the prompt ends.
 
-    A prompt that leaves no room within `max_length` loses its start.
+    A prompt that leaves no room within `max_length` loses its start. An answer that was cut is given the end of a turn
+    like any other, as TRL does.
     """
     chat = {"tokenize": True, "return_dict": False}
     prompt = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, **chat)
@@ -216,7 +217,7 @@ def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     Returns:
         [B, K] float32.
     """
-    check_window(model.config, batch["input_ids"].shape[1])  # type: ignore[arg-type]
+    check_window(model.config, int(batch["position_ids"].max()) + 1)  # type: ignore[arg-type]
     mask = batch["target_mask"]
     places = mask.nonzero()[:, 0], batch["columns"][batch["source"][mask]]  # row and column that predict each target
     with head_at(model, places), _attention(model, batch):

@@ -1,6 +1,5 @@
 """What every split of a run shares: data, candidate lists, prompts, models, and the run folder they are kept in."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -236,8 +235,3 @@ def encode_knowledge(
         return vectors
     assert histories is not None
     return torch.cat([histories, vectors], dim=1)
-
-
-def config_id(cfg: DictConfig) -> str:
-    """Short hash of a whole configuration."""
-    return hashlib.sha256(json.dumps(plain(cfg), sort_keys=True, default=str).encode()).hexdigest()[:12]

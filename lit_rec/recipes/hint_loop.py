@@ -28,7 +28,7 @@ from lit_rec.data.session_sets import SessionData
 from lit_rec.data.splits import Splits
 from lit_rec.llm.ranking import normalised
 from lit_rec.llm.sampler import SamplingSettings
-from lit_rec.recipes.models import Models
+from lit_rec.recipes.models import Models, callbacks_key
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import Step, console, step
@@ -268,7 +268,7 @@ class HintLoop(ABC):
         _ = self.states
         settings = {k: v for k, v in plain(self.cfg.agent).items() if k != "seeds"}
         source = "rewards" if self.cfg.agent.rewards == "matrix" else "hints"
-        key = {"agent": settings, "seed": self.cfg.seed}
+        key = {"agent": settings, "seed": self.cfg.seed, **callbacks_key(self.cfg)}
         return self.stage(stage, build, key, self.state_stage, self.name(f"round_{number}/{source}"))
 
     def policy(self, number: int, stage: str = "") -> HintPolicy:

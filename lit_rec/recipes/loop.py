@@ -7,33 +7,26 @@ What differs where hints stand in the prompts is in `lit_rec.recipes.unified`.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from callbacks.health import Health
 from lit_rec.config import plain
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Messages
-from lit_rec.metrics.ranking import METRICS, Convention, ranking_metrics
-from lit_rec.metrics.texts import distinct_n, within_user_correlation
 from lit_rec.policy.pairs import conversational, make_pairs
-from lit_rec.recipes.ground import Ground, encode_knowledge
-from lit_rec.rerankers.rewards import CrossFit, cross_fit, score_lists
-from lit_rec.rerankers.training import fit_reranker, load_reranker, save_reranker
+from lit_rec.recipes.ground import Ground
+from lit_rec.recipes.judge import Judge
+from lit_rec.recipes.models import callbacks_key
 from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import step
 from lit_rec.run.rates import remember
-from lit_rec.run.statistics import mean_over_users
 
-CONVENTIONS: tuple[Convention, ...] = ("kar", "standard")
 Build = Callable[[Path], Mapping[str, Any] | None]
 
 
@@ -50,8 +43,8 @@ class Loop:
         self.ground, self.splits, self.fold = ground, splits, fold
         self.cfg, self.run, self.llm = ground.cfg, ground.run, ground.llm
         self._tables: dict[str, pl.DataFrame] = {}
-        self._reward_models: dict[str, CrossFit] = {}
         self._boards: dict[str, Board] = {}
+        self.judge = Judge(self)
 
     # --- plumbing -----------------------------------------------------------------------------------------------------
 
@@ -107,6 +100,10 @@ class Loop:
         """(number of rounds behind it, state) of every state of the LLM that has rewards."""
         names = [(0, "zero_shot"), *((k, f"round_{k}") for k in range(1, self.cfg.policy.rounds + 1))]
         return [*names, *self.controls()] if self.cfg.policy.rounds > 0 else []
+
+    def flattered(self, state: str) -> bool:
+        """Whether something about a state was chosen by the rewards of the held-out users."""
+        return False
 
     def last_round(self, states: Sequence[str]) -> list[str]:
         """Of the states of all rounds those that have rows where only the last round is measured."""
@@ -200,73 +197,19 @@ class Loop:
         if shuffle:
             source = first[somebody_else(len(first), self.cfg.seed)]
         vectors = {kind: v[source] for kind, v in vectors.items()}
-        chosen = self._answer_vectors(vectors, answers[first.tolist()], encode)
+        chosen = self.answer_vectors(vectors, answers[first.tolist()], encode)
         matrix = torch.zeros(self.ground.data.n_users, chosen.shape[1])
         matrix[users] = chosen
         return matrix
 
-    def _answer_vectors(self, vectors: dict[str, Tensor], answers: pl.DataFrame, encode: str) -> Tensor:
+    def answer_vectors(self, vectors: dict[str, Tensor], answers: pl.DataFrame, encode: str) -> Tensor:
+        """What rerankers read of encoded answers: [n, width], with "both" behind the history's vector."""
         if encode != "both":
             return vectors[encode]
         users = answers["user"].to_torch().long()
         return torch.cat([self.ground.history_vectors[users], vectors["answer"]], dim=1)
 
     # --- rewards ------------------------------------------------------------------------------------------------------
-
-    def reward_model(self, state: str) -> CrossFit:
-        """The reranker that scores answers, trained with the knowledge of a state, cross-fitted over user folds."""
-        if state in self._reward_models:
-            return self._reward_models[state]
-        reward = self.cfg.reward
-        items, vectors = self.ground.item_vectors, self.user_vectors(state, self.cfg.knowledge.encode)
-        if state != "zero_shot":  # refresh: train on each training user's best answer
-            vectors = self._best_vectors(state, vectors)
-
-        def build(work: Path) -> dict[str, Any]:
-            with step(f"{state}: training the reward reranker", reward.folds, "folds") as progress:
-                fitted = cross_fit(
-                    lists=self.ground.lists,
-                    train_users=self.splits.train,
-                    validation_users=self.splits.validation,
-                    folds=reward.folds,
-                    seed=self.cfg.seed,
-                    health=partial(reranker_health, self.cfg),
-                    **self.ground.reranker_arguments(selection=None if len(self.splits.validation) else "last"),
-                    user_vectors=vectors,
-                    item_vectors=items,
-                )
-                progress(reward.folds)
-            for number, one in enumerate(fitted.fitted):
-                save_reranker(one, work / f"fold_{number}")
-            save_file({"fold_of": fitted.fold_of, "user_vectors": vectors}, work / "folds.safetensors")
-            return {"folds": reward.folds, "best": [round(f.best_value, 4) for f in fitted.fitted]}
-
-        key = {"reranker": plain(self.cfg.reranker), "folds": reward.folds, "encode": self.cfg.knowledge.encode}
-        previous = (f"{state}/rewards",) if state != "zero_shot" else ()
-        folder = self.stage(f"{state}/reward_model", build, key, "/knowledge", f"{state}/vectors", *previous)
-        saved = load_file(folder / "folds.safetensors")
-        fitted = [
-            load_reranker(folder / f"fold_{n}", user_vectors=saved["user_vectors"], item_vectors=items)
-            for n in range(reward.folds)
-        ]
-        self._reward_models[state] = CrossFit(fitted, saved["fold_of"])
-        return self._reward_models[state]
-
-    def _best_vectors(self, state: str, vectors: Tensor) -> Tensor:
-        """The knowledge with every training user's vector replaced by that of the best-rewarded answer."""
-        table = self.answers(state).with_row_index("row").join(self.rewards(state), on=["user", "sample"], how="inner")
-        best = table.sort("user", "reward", "sample", descending=[False, True, False]).unique("user", keep="first")
-        every = self._answer_vectors(self.vectors(state), self.answers(state), self.cfg.knowledge.encode)
-        vectors = vectors.clone()
-        vectors[best["user"].to_torch().long()] = every[best["row"].to_torch().long()]
-        return vectors
-
-    def judge_of(self, state: str) -> str:
-        """The state whose knowledge the reward model was trained with: the first one, unless it is refreshed."""
-        if not self.cfg.reward.refresh or not state.startswith("round_"):
-            return "zero_shot"
-        k = int(state.removeprefix("round_"))
-        return "zero_shot" if k == 1 else f"round_{k - 1}"
 
     def rewards(self, state: str) -> pl.DataFrame:
         """Rewards of the answers to training and validation users; test users are not looked at.
@@ -275,15 +218,15 @@ class Loop:
             user, sample, text, tokens, split, reward; users without a candidate list left out.
         """
         answers, vectors = self.answers(state), self.vectors(state)
-        judge = self.judge_of(state)
-        model = self.reward_model(judge)
+        judge = self.judge.state_for(state)
+        model = self.judge.model(judge)
 
         def build(work: Path) -> dict[str, Any]:
             table = answers.with_row_index("row").filter(pl.col("split") != "test")
             users = table["user"].to_torch().long()
-            encoded = self._answer_vectors(vectors, answers, self.cfg.knowledge.encode)
+            encoded = self.answer_vectors(vectors, answers, self.cfg.knowledge.encode)
             with step(f"{state}: scoring", len(table), "answers") as progress:
-                values = self._rewarded(model, users, encoded[table["row"].to_torch().long()])
+                values = self.judge.score(model, users, encoded[table["row"].to_torch().long()])
                 progress(len(table))
             table = table.with_columns(pl.Series("reward", values.numpy())).drop("row", "finish")
             table = table.filter(pl.col("reward").is_not_nan())
@@ -291,35 +234,9 @@ class Loop:
             return {"answers": len(table), "mean": table["reward"].mean()}
 
         folder = self.stage(
-            f"{state}/rewards", build, {"reward": self.reward_key}, f"{state}/vectors", f"{judge}/reward_model"
+            f"{state}/rewards", build, {"reward": self.judge.reward_key}, f"{state}/vectors", f"{judge}/reward_model"
         )
         return self.table(f"{state}/rewards", folder, "rewards.parquet")
-
-    def judge(self, users: Tensor, texts: Sequence[str]) -> Tensor:
-        """Rewards [n] of texts about users [n], by the reward model of the untrained LLM's knowledge."""
-        return self._rewarded(self.reward_model("zero_shot"), users, self.encoded(users, texts))
-
-    @property
-    def reward_key(self) -> dict[str, Any]:
-        """How an answer is scored by a reward model that is there."""
-        return {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
-
-    def _rewarded(self, model: CrossFit, users: Tensor, vectors: Tensor) -> Tensor:
-        reward = self.cfg.reward
-        return model.answer_rewards(
-            self.ground.lists, vectors, users, reward=reward.metric, k=reward.k, convention=reward.convention
-        )
-
-    def judge_lists(self, user: Tensor, text: str) -> tuple[Tensor, Tensor]:
-        """A user's lists and their logits [lists, C], with a text as the user's knowledge."""
-        model = self.reward_model("zero_shot")
-        return model.answer_logits(self.ground.lists, self.encoded(user, [text]), user)
-
-    def encoded(self, users: Tensor, texts: Sequence[str]) -> Tensor:
-        """[n, width] what the reward model reads of texts about users [n]."""
-        kind, g = self.cfg.knowledge.encode, self.ground
-        histories = g.history_vectors[users] if kind == "both" else None
-        return encode_knowledge(g.encoder, kind, g.prompts, users.tolist(), texts, histories)
 
     def pairs(self, state: str, rule: str) -> pl.DataFrame:
         """Preference pairs of the training users from the rewarded answers of a state.
@@ -351,139 +268,13 @@ class Loop:
         """The adapter of a state and how its training went."""
         self.pairs(before, rule)
         key = {"policy": plain(settings), "precision": self.cfg.trainer.precision, "seed": self.cfg.seed}
+        key |= callbacks_key(self.cfg)
         return self.stage(f"{state}/policy", build, key, f"{before}/pairs_{rule}")
 
     def keep_divergence(self, state: str, build: Build) -> float | None:
         """KL(policy || untrained model) per answer."""
         folder = self.stage(f"{state}/divergence", build, {}, f"{state}/answers")
         return json.loads((folder / "divergence.json").read_text())["kl"]
-
-    # --- rows of the result table -----------------------------------------------------------------------------------
-
-    def evaluate_row(
-        self, name: str, *, user: Tensor | None, item: Tensor | None, after: tuple[str, ...]
-    ) -> pl.DataFrame:
-        """Train the reranker with this knowledge, once per seed, and measure it on validation and test users.
-
-        Args:
-            name: Row of the result table.
-            user: [U, width] user knowledge, or None.
-            item: [n_items + 1, width] item knowledge, or None.
-            after: Stages the knowledge was made in.
-
-        Returns:
-            Per-list metrics: row, reranker, seed, fold, split, user, list and one column per metric and convention.
-        """
-        seeds = range(self.cfg.evaluation.seeds)
-
-        def build(work: Path) -> dict[str, Any]:
-            frames, values = [], []
-            with step(f"{name}: training the reranker", len(seeds), "seeds") as progress:
-                for seed in seeds:
-                    fitted = fit_reranker(
-                        lists=self.ground.lists,
-                        train_users=self.splits.train,
-                        validation_users=self.splits.validation,
-                        test_users=self.splits.test,
-                        user_vectors=user,
-                        item_vectors=item,
-                        seed=self.cfg.seed + 1000 * seed,
-                        callbacks=[reranker_health(self.cfg)],
-                        **self.ground.reranker_arguments(selection=self.cfg.evaluation.selection),
-                    )
-                    frames.append(self.measure(name, seed, fitted.module))
-                    values.append({"epoch": fitted.best_epoch, "value": round(fitted.best_value, 5)})
-                    if seed == 0:
-                        save_reranker(fitted, work / "reranker")
-                        given = {"user": user, "item": item}
-                        save_file({k: v for k, v in given.items() if v is not None}, work / "knowledge.safetensors")
-                    progress(1)
-            pl.concat(frames).write_parquet(work / "metrics.parquet")
-            return {"chosen": values}
-
-        evaluation = plain(self.cfg.evaluation)
-        key = {
-            "reranker": plain(self.cfg.reranker),
-            "evaluation": {k: evaluation[k] for k in ("seeds", "ks", "selection")},
-            "seed": self.cfg.seed,
-        }
-        folder = self.stage(f"rows/{name}", build, key, "split", *(["/knowledge"] if item is not None else []), *after)
-        return self.table(f"rows/{name}", folder, "metrics.parquet")
-
-    def measure(
-        self, name: str, seed: int, module: Any, splits: tuple[str, ...] = ("validation", "test")
-    ) -> pl.DataFrame:
-        """Per-list metrics of a trained reranker on held-out users."""
-        frames = []
-        for split in splits:
-            index = self.ground.lists.of_users(getattr(self.splits, split))
-            if not len(index):
-                continue
-            logits = score_lists(module, self.ground.lists, index)
-            labels, mask = self.ground.lists.labels[index], self.ground.lists.items[index] > 0
-            columns: dict[str, Any] = {
-                "user": self.ground.lists.user[index].numpy(),
-                "list": index.numpy(),
-            }
-            for convention in CONVENTIONS:
-                measured = ranking_metrics(logits, labels, mask, list(self.cfg.evaluation.ks), convention)
-                columns.update(
-                    {f"{m}|{convention}": v.numpy() for m, v in measured.items() if m.split("@")[0] in METRICS}
-                )
-            about = {
-                "row": name,
-                "reranker": self.cfg.reranker.architecture.rpartition(".")[2].lower(),
-                "seed": seed,
-                "fold": self.fold,
-                "split": split,
-            }
-            frames.append(pl.DataFrame(columns).select([pl.lit(v).alias(k) for k, v in about.items()] + [pl.all()]))
-        return pl.concat(frames).with_columns(pl.col("seed", "fold").cast(pl.Int64))
-
-    # --- what a state amounts to --------------------------------------------------------------------------------------
-
-    def summary(self, state: str) -> dict[str, Any]:
-        """A state in numbers, from its stages alone: a resumed run tells the same as an undisturbed one."""
-        rewards = self.rewards(state)
-        train, held_out = (rewards.filter(pl.col("split") == name) for name in ("train", "validation"))
-        judged = mean_over_users(held_out.filter(pl.col("sample") == 0)["reward"].to_numpy().astype("float64"))
-        answers = self.answers(state)
-        found: dict[str, Any] = {
-            "name": state,
-            "heldout_reward": {"mean": judged.mean, "ci95": [judged.low, judged.high], "n": judged.n},
-            "train_reward_mean": train["reward"].mean(),
-            "answer_tokens_mean": answers["tokens"].mean(),
-            "cut_rate": len(answers.filter(pl.col("finish") == "length")) / max(len(answers), 1),
-            "unique_answer_rate": answers["text"].n_unique() / max(len(answers), 1),
-            "distinct_2": distinct_n(answers.filter(pl.col("sample") == 0)["text"].to_list(), 2),
-            "reward_length_correlation": within_user_correlation(train, "reward", "tokens"),
-        }
-        if state != "zero_shot" and not self.cfg.reward.refresh:  # a refreshed judge measures with another ruler
-            gain = mean_over_users(self._gains(held_out))
-            found["heldout_gain"] = {"mean": gain.mean, "ci95": [gain.low, gain.high], "n": gain.n}
-        if self.samples_of(state) > 1:
-            self.pairs(state, "best_worst")
-            found.update(
-                json.loads((self.run.stage(self.name(f"{state}/pairs_best_worst")) / "counts.json").read_text())
-            )
-        policy = self.run.stage(self.name(f"{state}/policy"))
-        if state != "zero_shot" and (policy / "training.json").is_file():
-            found["train"] = json.loads((policy / "training.json").read_text())
-            found["train"] |= json.loads(
-                (self.run.stage(self.name(f"{state}/divergence")) / "divergence.json").read_text()
-            )
-        return found
-
-    def _gains(self, held_out: pl.DataFrame) -> np.ndarray:
-        """Per held-out user, the reward of this state's knowledge minus that of the untrained model's."""
-        first = self.rewards("zero_shot").filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
-        both = held_out.filter(pl.col("sample") == 0).join(first, on="user", suffix="_before")
-        return (both["reward"] - both["reward_before"]).to_numpy().astype("float64")
-
-
-def reranker_health(cfg: DictConfig) -> Health:
-    """Looks after the training of one reranker."""
-    return Health(cfg.trainer.bad_updates, name="the reranker's training", keys="reranker.lr")
 
 
 def somebody_else(count: int, seed: int) -> Tensor:

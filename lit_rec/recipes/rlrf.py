@@ -29,6 +29,7 @@ from lit_rec.policy.pairs import PreferenceDataModule
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.loop import Loop, somebody_else
 from lit_rec.recipes.models import by_all, extra_callbacks
+from lit_rec.recipes.rows import evaluate_row
 from lit_rec.rerankers.training import quiet
 from lit_rec.run.folder import RunFolder, never
 
@@ -68,6 +69,7 @@ def run_split(loop: Loop, hooks: Sequence[RoundHooks] = ()) -> pl.DataFrame:
     controls = cfg.evaluation.controls
     if not uses_llm(cfg):
         return evaluate(loop, [])
+    loop.llm.reset_adapter()  # the split before has left its own, tuned on users who are tested here
     loop.answers("zero_shot")
     loop.vectors("zero_shot")
     states = ["zero_shot"] if controls.zero_shot or controls.shuffled else []
@@ -168,9 +170,13 @@ def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
     rows: list[Callable[[], pl.DataFrame]] = []
 
     def row(
-        name: str, user: Callable[[], Tensor | None], item: Tensor | None = items, after: tuple[str, ...] = ()
+        name: str,
+        user: Callable[[], Tensor | None],
+        item: Tensor | None = items,
+        after: tuple[str, ...] = (),
+        encode: str | None = None,
     ) -> None:
-        rows.append(lambda: loop.evaluate_row(name, user=user(), item=item, after=after))
+        rows.append(lambda: evaluate_row(loop, name, user=user(), item=item, after=after, encode=encode))
 
     if controls.no_knowledge:
         row("no_knowledge", lambda: None, None)
@@ -186,7 +192,7 @@ def evaluate(loop: Loop, states: list[str]) -> pl.DataFrame:
         loop.vectors(state)  # made by all processes, before each trains rerankers of its own
         for kind in inputs:
             knowledge = partial(loop.user_vectors, state, kind, shuffle=name == "shuffled")
-            row(name if kind == main else f"{name}_{kind}", knowledge, after=(f"{state}/vectors",))
+            row(name if kind == main else f"{name}_{kind}", knowledge, after=(f"{state}/vectors",), encode=kind)
     if not rows:
         raise UserError(
             "nothing to evaluate: every control is off and there is no round",

@@ -250,7 +250,7 @@ class SessionRows:
             gains = self.loop.matrix_of(self.rounds)["gains"][: len(train)]  # the training sessions stand first
             return 1 + int(gains[:, 1:].mean(0).argmax())
         kept = self.loop.base(self.rounds).kept
-        return 1 + max(range(len(kept)), key=lambda n: kept[n].gain_others or -math.inf)
+        return 1 + max(range(len(kept)), key=lambda n: -math.inf if (gain := kept[n].gain_others) is None else gain)
 
     def choices(self) -> pl.DataFrame:
         """What each row picked for every test session: session, agent, hint (its id, 0 = none), rank, rank_no_hint."""

@@ -88,6 +88,10 @@ class UnifiedLoop(Loop):
             names += [(k - 1, f"hinted_{k}"), (k, f"round_{k}")]
         return [*names, *self.controls()]
 
+    def flattered(self, state: str) -> bool:
+        """The agent is kept as it was in its best epoch, by the rewards of the texts that its hints lead to."""
+        return self.round_of(state) > 0 and self.cfg.agent.pick in ("ppo", "full_information")
+
     def last_round(self, states: Sequence[str]) -> list[str]:
         """The first hints alone too, and the last ones without the last round of DPO: each part has its row."""
         return list(dict.fromkeys([states[0], *states[-2:]]))

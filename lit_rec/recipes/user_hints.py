@@ -74,7 +74,7 @@ class UserHints(HintLoop):
     @cached_property
     def reward_key(self) -> dict[str, Any]:
         """What a reward depends on, besides its hint and the stages before."""
-        return {"reward": self.loop.reward_key, "prompt": plain(self.cfg.prompt)}
+        return {"reward": self.loop.judge.reward_key, "prompt": plain(self.cfg.prompt)}
 
     def before(self, number: int) -> str:
         """The state of the LLM that round `number` begins with."""
@@ -97,7 +97,7 @@ class UserHints(HintLoop):
         """Rewards [n] of the texts that the LLM writes now about users [n], each with its hint."""
         prompts = self.ground.prompts.users(users.tolist(), hints)
         given = self.ground.llm.answers(prompts, [1] * len(prompts), progress=asked.progress)
-        return self.loop.judge(users, [answers[0].text for answers in given])
+        return self.loop.judge.texts(users, [answers[0].text for answers in given])
 
     def cost(self, *steps: Step) -> dict[str, int]:
         """Answers written and their tokens; what the store had costs nothing."""
@@ -121,7 +121,7 @@ class UserHints(HintLoop):
         """The list that came out worst: what stood above a better item."""
         said = self._present(number).filter(pl.col("user") == session)["text"].item()
         user = torch.tensor([session])
-        index, logits = self.loop.judge_lists(user, said)
+        index, logits = self.loop.judge.lists(user, said)
         lists, k = self.ground.lists, self.cfg.reward.k
         real = lists.items[index] > 0
         values = ranking_metrics(logits, lists.labels[index], real, (k,), self.cfg.reward.convention)[f"ndcg@{k}"]

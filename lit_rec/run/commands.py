@@ -12,6 +12,7 @@ from lit_rec import __version__, distributed
 from lit_rec.errors import UserError
 from lit_rec.recipes import rlrf, unified
 from lit_rec.recipes.loop import Loop
+from lit_rec.recipes.rows import measure
 from lit_rec.recipes.unified import UnifiedLoop
 from lit_rec.run import session_commands
 from lit_rec.run.comparisons import choose_headline, compare_rows
@@ -107,7 +108,7 @@ def show(cfg: DictConfig, split: str) -> None:
                 where=f"config key evaluation.{split}",
                 fix=f"hold some out: evaluation.{split}=0.1",
             )
-        frame = loop.measure(row, 0, module, (split,))
+        frame = measure(loop, row, 0, module, (split,))
         protocol = cfg.lists.protocol
         rows = result_rows(frame, task="reranking", dataset=loop.ground.data.name, protocol=protocol, seed=cfg.seed)
         headline = choose_headline(frame, convention=convention_of(cfg), split=split)

@@ -218,6 +218,7 @@ def _joined(
                 (user + _USERS * populations[run.population]).alias("user"),
                 pl.col("list").cast(pl.Int64),
                 pl.lit(run.ground).alias("ground"),
+                pl.lit(run.config["seed"]).cast(pl.Int64).alias("run_seed"),
                 *columns,
             )
         )
@@ -257,12 +258,11 @@ def _compare_settings(
     found: list[tuple[str, str, str, Difference]] = []
     for n, m in against(settings):
         pair = (settings[n], settings[m])
-        common = pair[0].grounds & pair[1].grounds
         marked = [
-            one.frames.filter(pl.col("ground").is_in(list(common)), pl.col(column).is_not_null()).with_columns(
+            frames.with_columns(
                 pl.lit("").alias("reranker"), pl.concat_str(pl.lit(f"{one.letter}/"), "row").alias("row")
             )
-            for one in pair
+            for one, frames in zip(pair, _in_common(*pair, column), strict=True)
         ]
         table = user_table(pl.concat(marked), [column])
         users = {str(key[0]): set(part["user"]) for key, part in table.group_by("row")}
@@ -276,6 +276,18 @@ def _compare_settings(
     # What a setting does not touch is no question that was asked: it must not make the others harder to answer.
     corrected = holm([math.nan if equal(gap) else gap.p for *_, gap in found])
     return [Comparison(*entry, 1.0 if equal(entry[-1]) else p) for entry, p in zip(found, corrected, strict=True)]
+
+
+def _in_common(one: Setting, other: Setting, column: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What both have measured: of every row the same users, candidates and, if they share any, seeds.
+
+    A user whom one of them has measured under a second seed as well would bring that seed's luck into the difference.
+    """
+    keys = ["row", "ground", "user"]
+    frames = [part.frames.filter(pl.col(column).is_not_null()) for part in (one, other)]
+    if set(frames[0]["run_seed"]) & set(frames[1]["run_seed"]):
+        keys.append("run_seed")
+    return frames[0].join(frames[1], on=keys, how="semi"), frames[1].join(frames[0], on=keys, how="semi")
 
 
 def equal(gap: Difference) -> bool:

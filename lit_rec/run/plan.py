@@ -159,17 +159,26 @@ class PlannedRun(RunFolder):
     def __init__(self, cfg: DictConfig, *, fresh: bool = False) -> None:
         super().__init__(cfg.run.dir, fresh=fresh)
         self._cfg, self._told = cfg, False
-        if not distributed.main() or (self.path / "results.json").is_file():
-            return  # a finished run's own stays until another one is finished
+        # A finished run's own stays until another one is finished, an unfinished one's until something is made anew: a
+        # start that is refused leaves it as it was.
+        self._kept = not distributed.main() or (self.path / "results.json").is_file()
+        if self._kept or (self.path / "config.yaml").is_file():
+            return
         try:
-            write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(cfg))
+            self._keep()
         except BaseException:
             self.close()
             raise
 
+    def _keep(self) -> None:
+        write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg))
+        self._kept = True
+
     def run_stage(self, name: str, *arguments: Any, **settings: Any) -> Path:
         """Run or reuse a stage, as `RunFolder` does."""
         folder = super().run_stage(name, *arguments, **settings)
+        if not self._kept and not self.log[-1]["reused"]:
+            self._keep()
         if distributed.main() and not self._told and (name == "sessions" or name.endswith("/split")):
             self._told = True
             counts = self.log[-1]["counts"]

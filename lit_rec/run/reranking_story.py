@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from lit_rec.run.headline import Comparison, Headline, claim, describe_difference, limit
 
-VARIANTS = ("both", "kar")  # how the answer reaches the reranker: with the history's vector, or as KAR does
+VARIANTS = ("both", "kar", "answer")  # how it reaches the reranker: with the history's vector, as KAR does, alone
 _FAMILIES = (
     "no_knowledge",
     "item_only",
@@ -86,6 +86,8 @@ def wanted(row: str) -> Sequence[str]:
     kind, (_, variant) = family(row), split_name(row)
     same = f"_{variant}" if variant else ""
     zero, hints = ["history_only", f"zero_shot{same}"], round_number(row, "hinted") or 1
+    number = round_number(row)
+    equal = [f"random_pairs{same}"] if number == 1 else []  # they had one round of DPO too
     return {
         "no_knowledge": [],
         "item_only": ["no_knowledge"],
@@ -94,7 +96,7 @@ def wanted(row: str) -> Sequence[str]:
         "random_pairs": zero,
         "best_of_n": zero,
         "hinted": zero if hints == 1 else [*zero, f"round_{hints - 1}{same}"],
-        "round": ["history_only", f"hinted_{round_number(row)}{same}", f"zero_shot{same}", f"random_pairs{same}"],
+        "round": ["history_only", f"hinted_{number}{same}", f"zero_shot{same}", *equal],
     }.get(kind, ["history_only"])
 
 
@@ -126,24 +128,27 @@ _REWARD = (
 
 
 def _part_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:
-    """What each part brought: the first hints; the last round over its hints, over the untouched LLM, over chance."""
+    """What each part brought: the first hints, the reward, the last round over its hints and over the untouched LLM.
+
+    The reward is judged by the first round: random pairs have had as much training as that one, and no more.
+    """
     last = max((round_number(c.row) or 0 for c in mine), default=0)
     hinted = any(family(c.row) == "hinted" for c in mine)
-    lines = []
+    lines, reward = list[str](), list[str]()
     for c in mine:
         against = family(c.against)
-        if round_number(c.row, "hinted") == 1:
-            words = {"zero_shot": _HINTS}.get(against)
-        elif last and round_number(c.row) == last:
-            known = {"hinted": _BEYOND, "zero_shot": _LOOP if hinted else _DPO, "random_pairs": _REWARD}
-            words = known.get(against)
-        else:
-            continue
+        number, words = round_number(c.row), None
+        if round_number(c.row, "hinted") == 1 and against == "zero_shot":
+            words = _HINTS
+        elif number == 1 and against == "random_pairs":
+            words = _REWARD
+        elif last and number == last:
+            words = {"hinted": _BEYOND, "zero_shot": _LOOP if hinted else _DPO}.get(against)
         if words:
             name = f"with {reranker}, {c.row} against {c.against} is"
             told = f"{name} {describe_difference(c)} in {headline.full_label()}.{limit(c)}"
-            lines.append(f"{claim(c, words)}: {told}")
-    return lines
+            (reward if words is _REWARD else lines).append(f"{claim(c, words)}: {told}")
+    return lines + reward
 
 
 def _own_line(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:

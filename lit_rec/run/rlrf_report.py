@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from lit_rec.recipes.loop import Loop
+from lit_rec.recipes.summary import summarise
 from lit_rec.recipes.unified import UnifiedLoop
 from lit_rec.run.cost import Part, cost_parts, stage_seconds
 from lit_rec.run.folder import RunFolder
@@ -120,13 +121,21 @@ def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, An
             if (r["row"], r["split"], r["unit"]) == (state, "validation", "user")
         }
         seconds = sum(stage_seconds(entry) for entry in mine)
-        found.append({"round": number, **loop.summary(state), "seconds": seconds, "validation": validation})
+        found.append({"round": number, **summarise(loop, state), "seconds": seconds, "validation": validation})
     return found
+
+
+FLATTERED = (
+    "* The agent that picks the hints was kept as it was in its best epoch by these users' rewards: they flatter it. "
+    "Test users were not looked at."
+)
 
 
 def round_table(rounds: list[dict[str, Any]]) -> Table:
     """The states of the LLM on the terminal: did the reward of held-out users move?"""
     table = Table(title="The LLM, round by round (first fold)", title_justify="left")
+    if any(one.get("heldout_flattered") for one in rounds):
+        table.caption, table.caption_justify = FLATTERED, "left"
     for name in (
         "state",
         "held-out reward",
@@ -154,5 +163,7 @@ def round_table(rounds: list[dict[str, Any]]) -> Table:
         cells = ["" if value is None else format(value, form) for value, form in shown]
         gain = one.get("heldout_gain")
         paired = "" if gain is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(gain["mean"], *gain["ci95"])
-        table.add_row(state_name(one["name"]), with_interval(one["heldout_reward"]), paired, *cells)
+        star = "*" if one.get("heldout_flattered") else ""
+        held_out = with_interval(one["heldout_reward"]) + star
+        table.add_row(state_name(one["name"]), held_out, paired and paired + star, *cells)
     return table

@@ -51,6 +51,7 @@ def round_context(
         "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
         "length_figure": length_figure(rewards) if rewards is not None else None,
         "round_tables": _round_tables(rounds),
+        "flattered": any(r.get("heldout_flattered") for r in rounds),
         "hinted": any(str(r.get("name")).startswith("hinted_") for r in rounds),
         "examples": _examples(pairs),
     }
@@ -84,7 +85,8 @@ def _held_out(state: Mapping[str, Any]) -> dict[str, Any]:
     value = state.get("heldout_reward")
     if not value or not known(value.get("mean")):
         return {"held_out": None}
-    return {"held_out": with_interval({"mean": value["mean"], "ci95": value.get("ci95") or (None, None)})}
+    shown = with_interval({"mean": value["mean"], "ci95": value.get("ci95") or (None, None)})
+    return {"held_out": f"{shown}*" if state.get("heldout_flattered") else shown}
 
 
 def _place(state: Mapping[str, Any]) -> float | None:

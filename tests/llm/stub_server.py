@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -157,3 +158,9 @@ def serving(*args: Any, **options: Any) -> Iterator[StubServer]:
         stub.shutdown()
         stub.server_close()
         thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

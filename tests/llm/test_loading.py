@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from lit_rec.errors import UserError
 from lit_rec.llm import loading
@@ -66,6 +67,42 @@ def test_fingerprint_follows_the_content(folder: Path, tmp_path: Path) -> None:
     assert fingerprint(copy) == fingerprint(folder)
     (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
     assert fingerprint(copy) != fingerprint(folder)
+
+
+def test_fingerprint_follows_what_lies_in_the_middle(tmp_path: Path) -> None:
+    """Two merged models differ where their adapters were, at neither end of the file."""
+    (tmp_path / "model.safetensors").write_bytes(bytes(64 << 20))
+    before = fingerprint(tmp_path)
+    with (tmp_path / "model.safetensors").open("r+b") as file:
+        file.seek(30 << 20)
+        file.write(b"1" * (1 << 20))
+    assert fingerprint(tmp_path) != before
+
+
+def test_fingerprint_of_a_repository_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of it has been fetched yet: a run that was killed in between goes on, and finds its answers."""
+    snapshot = tmp_path / "snapshots" / "0a1b"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: str(snapshot / "config.json"))
+    before = fingerprint("owner/name")
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    assert fingerprint("owner/name") == before
+    assert fingerprint("owner/other") != before
+    snapshot = snapshot.rename(snapshot.with_name("2c3d"))
+    assert fingerprint("owner/name") != before
+
+
+def test_states_that_answers_cannot_share_are_refused(folder: Path, tmp_path: Path) -> None:
+    """LFM2's convolutions run through a whole sequence: the answers to one prompt would run into each other."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 20}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Lfm2ForCausalLM(Lfm2Config(**shape, **heads, layer_types=["conv", "full_attention"]))
+    own = shutil.copytree(folder, tmp_path / "lfm2")
+    model.save_pretrained(own)
+    with pytest.raises(UserError, match="does not attend in all of its layers") as caught:
+        load_llm(LLMConfig(name="x", hub=str(own)), "cpu")
+    assert "conv" in caught.value.why
 
 
 @pytest.mark.parametrize(

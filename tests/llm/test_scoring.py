@@ -1,6 +1,8 @@
 """Likelihoods of titles, against forwarding every prompt with every title on its own."""
 
+import gc
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -68,6 +70,19 @@ def tiny_qwen2(vocabulary: int) -> Qwen2ForCausalLM:
 
 
 BUILDERS = {"llama": tiny_llama, "gpt2": tiny_gpt2, "qwen2": tiny_qwen2}
+
+
+def blank_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter, behind a blank that it puts before whatever it is given, as those of Llama 2 do."""
+    letters = [chr(n) for n in range(33, 127)]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, "\u2581", "\n", *letters, "\u2581A"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("\u2581", "A")], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token=END, pad_token="<pad>", bos_token="<|im_start|>"
+    )
+    fast.chat_template = CHAT
+    return fast
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +208,36 @@ CASES: dict[str, Groups] = {
 @pytest.mark.parametrize("case", list(CASES))
 def test_cases(folders: dict[str, Path], tmp_path: Path, case: str) -> None:
     assert_like_naive(make(folders["llama"], tmp_path), CASES[case])
+
+
+@pytest.mark.parametrize(("lead", "end"), [("", '"'), ("1. ", "\n"), (" ", ";")])
+def test_tokenizers_that_put_a_blank_before_a_text(tmp_path: Path, lead: str, end: str) -> None:
+    """A title is read as what stands behind its prompt: as the tokenizer reads the two as one text."""
+    tokenizer = blank_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    llm = make(tmp_path / "model", tmp_path / "store")
+    titles = ("Alien", "Aliens", "Up")
+    said = 'My favorite films are "Heat", "' if not lead else "I watched Heat;" if lead == " " else "I watched Heat:"
+    (scores,) = TitleScorer(llm).scores([[Question(plain(said), lead, end, titles)]])[0]
+    begun = tokenizer(said + lead.rstrip(" "))["input_ids"]
+    for title, logp, count in zip(titles, *scores, strict=True):
+        whole = tokenizer(f"{said}{lead}{title}{end}")["input_ids"]
+        assert whole[: len(begun)] == begun
+        asked = whole[len(begun) :]
+        assert count == len(asked)
+        with torch.no_grad(), llm.for_sampling():
+            logps = llm.model(torch.tensor([whole])).logits[0].log_softmax(-1)[len(begun) - 1 : -1]
+        assert logp == pytest.approx(float(logps.gather(1, torch.tensor(asked)[:, None]).sum()), abs=1e-4)
+
+
+def test_a_scorer_that_is_done_lets_go_of_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    llm = make(folders["llama"], tmp_path)
+    TitleScorer(llm).scores([session(1)])
+    known = weakref.ref(llm)
+    del llm
+    gc.collect()
+    assert known() is None
 
 
 def test_nothing_to_score(folders: dict[str, Path], tmp_path: Path) -> None:

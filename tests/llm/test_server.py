@@ -4,13 +4,12 @@ import asyncio
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,13 @@ import pytest
 from lit_rec.errors import UserError
 from lit_rec.llm import endpoints
 from lit_rec.llm.background import in_thread
+from lit_rec.llm.endpoints import hide_key
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.llm.server import ServerModel
 from lit_rec.llm.store import AnswerStore
 from lit_rec.schema import LLMConfig, LoraConfig
-from tests.llm.stub_server import StubServer, completion, echo, serving
+from tests.llm.stub_server import StubServer, completion, echo, free_port, serving
 from tests.tiny import save_llm
 
 PROMPTS = [[{"role": "user", "content": f"question {i}"}] for i in range(12)]
@@ -41,12 +41,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(urls: str | list[str], folder: Path, **options: Any) -> ServerModel:
     options = {"concurrency": 4, "timeout": 5.0, "max_retries": 3, **options}
     return ServerModel("m", [urls] if isinstance(urls, str) else urls, AnswerStore(folder), **options)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def nobody() -> str:
@@ -536,6 +530,25 @@ def test_results_come_in_order_and_in_batches_and_errors_come_last() -> None:
         in_thread(work, lambda batch: batches.append(list(batch)), 4)
     assert [n for batch in batches for n in batch] == list(range(10))
     assert max(map(len, batches)) <= 4
+
+
+def test_a_loop_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        raise OSError(24, "Too many open files")
+
+    async def work(put: Callable[[int], None]) -> None:
+        put(1)
+
+    monkeypatch.setattr("lit_rec.llm.background.asyncio.run", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        in_thread(work, lambda _: None, 4)
+
+
+@pytest.mark.parametrize(("key", "shown"), [("test", "the greatest hits"), ("sk-12345678", "the greatest hits")])
+def test_a_key_as_short_as_a_word_changes_no_answer(key: str, shown: str) -> None:
+    assert hide_key("the greatest hits", key) == shown
+    assert hide_key(f"{key} is refused", key) == ("test is refused" if key == "test" else "*** is refused")
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lit_rec.errors import UserError
 from lit_rec.llm.store import Answer, AnswerStore, answer_key
+from tests.llm.stub_server import free_port
 
 PROMPT = [{"role": "user", "content": "What does u1 like?"}]
 SETTINGS = {"max_new_tokens": 8, "temperature": 1.0, "top_p": 0.95, "seed": 1}
@@ -169,3 +172,35 @@ def test_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         AnswerStore(tmp_path / "file")
+
+
+TWO = """
+import sys, time
+from pathlib import Path
+from lit_rec import distributed
+from lit_rec.llm.store import Answer, AnswerStore
+
+distributed.start(distributed.discover())
+folder, rank = Path(sys.argv[1]), distributed.place().rank
+own = AnswerStore(folder)
+distributed.barrier()
+if rank == 0:  # another run writes, and process 0 alone has seen it
+    AnswerStore(folder).add([("theirs", Answer("text", 1, "stop"))])
+    own = AnswerStore(folder)
+lacking = own.lacking(["theirs", "nobody's"])
+print(rank, sorted(lacking), own["theirs"].text, flush=True)
+distributed.leave()
+"""
+
+
+def test_processes_agree_on_what_is_lacking(tmp_path: Path) -> None:
+    """They open the file one after the other, and what another run writes in between one has and the other has not."""
+    port = str(free_port())
+    going = []
+    for rank in range(2):
+        told = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-c", TWO, str(tmp_path)]
+        going.append(subprocess.Popen(command, env={**os.environ, **told}, stdout=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=120)[0].strip() for process in going]
+    assert said == [f'{rank} ["nobody\'s"] text' for rank in range(2)]

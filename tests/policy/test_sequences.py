@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from callbacks.evaluation import sampled
 from lit_rec.errors import UserError
 from lit_rec.policy.sequences import Example, _TargetLogps, answer_logps, collate, encode_chat
 from tests.tiny import tiny_llama, word_tokenizer
@@ -78,11 +79,33 @@ def test_encode_chat_cuts_where_the_answer_begins_and_keeps_the_prompts_end() ->
     assert short.prompt == whole.prompt[-3:]
 
 
+def test_answers_side_by_side_do_not_use_up_the_context() -> None:
+    model = tiny_llama(50)
+    model.config.max_position_embeddings = 12
+    answers = [[5, 6, 7, 8], [9, 10, 11, 12]]
+    with torch.no_grad():
+        found = answer_logps(model, collate([Example(list(range(4, 12)), answers)]))  # positions 0 to 11, 16 columns
+    assert found[0, 1].item() == pytest.approx(alone(model, list(range(4, 12)), answers[1]), abs=1e-5)
+    with pytest.raises(UserError, match="13 tokens"):
+        answer_logps(model, collate([Example(list(range(4, 13)), answers)]))
+
+
+@pytest.mark.parametrize(("finish", "kept"), [("stop", "w5 w6 <|im_end|>"), ("length", "w5 w6")])
+def test_of_an_answer_what_was_drawn_counts(finish: str, kept: str) -> None:
+    """A template ends every answer; one that was cut had no end, and nobody drew what stands behind an end."""
+    tokenizer = word_tokenizer(WORDS)
+    whole = encode_chat(tokenizer, [{"role": "user", "content": "w1"}], ["w5 w6"], 100)
+    whole = Example(whole.prompt, [[*whole.answers[0], *tokenizer("w7")["input_ids"]]])
+    found = sampled(whole, {tokenizer.eos_token_id}, finish)
+    assert tokenizer.decode(found.answers[0]) == kept
+    assert found.prompt == whole.prompt
+
+
 def test_sliding_window_is_refused() -> None:
     model = tiny_llama(50)
     model.config.sliding_window = 4
     with pytest.raises(UserError, match="sliding window"):
-        answer_logps(model, collate([Example([4, 5, 6], [[5], [6]])]))
+        answer_logps(model, collate([Example([4, 5, 6, 7], [[5], [6]])]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -297,6 +297,21 @@ class TestNumbers:
         assert found["round_1"].p_holm == found["round_1"].difference.p < 1
         assert found["zero_shot"].p_holm == 1.0
 
+    def test_a_seed_that_one_setting_alone_has_finished_is_left_out(self, tmp_path: Path) -> None:
+        """Both settings do the same; one has measured half of the users under a second, luckier seed too."""
+        users, rows = list(range(40)), ("zero_shot",)
+        first, luckier = list_frames(1, users, rows), list_frames(1, users[:20], rows, shift=0.1)
+        line = configured(policy__beta=1.0)
+        runs = [
+            write_run(tmp_path / "a", first),
+            write_run(tmp_path / "b", first, config=line),
+            write_run(tmp_path / "b2", luckier, config={**line, "seed": 2}),
+        ]
+        section = one_section(*runs)
+        (gap,) = section.gaps
+        assert (gap.difference.mean, gap.difference.n) == (0.0, 40)
+        assert line_of(section, "zero_shot", "B")["seeds"] == 2  # its own mean is over both
+
     def test_folds_of_an_array_job_are_one_setting(self, tmp_path: Path) -> None:
         parts = [list_frames(n, list(range(30 * n, 30 * n + 30)), fold=n) for n in range(2)]
         folders = []

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lit_rec.cli import main
 from lit_rec.config import configs_dir, load_config, load_run
+from lit_rec.errors import UserError
 from lit_rec.run.folder import MANIFEST
 from lit_rec.run.plan import (
     AHEAD,
@@ -219,8 +220,16 @@ class TestPlannedRun:
     def test_keeps_its_configuration_until_it_is_finished(self, tmp_path: Path) -> None:
         folder = tmp_path / "run"
         for seed in (1, 2):  # an unfinished run may go on with other values
-            with PlannedRun(load("quickstart.yaml", f"run.dir={folder}", f"seed={seed}")):
+            with PlannedRun(load("quickstart.yaml", f"run.dir={folder}", f"seed={seed}")) as run:
+                run.run_stage("lists", lambda _: {}, key={"size": 10})
+                run.run_stage(f"answers_{seed}", lambda _: {}, key={"seed": seed})
                 assert load_run(folder).seed == seed
+        with (
+            PlannedRun(load("quickstart.yaml", f"run.dir={folder}", "seed=4")) as run,
+            pytest.raises(UserError, match="another configuration"),
+        ):
+            run.run_stage("lists", lambda _: {}, key={"size": 20})
+        assert load_run(folder).seed == 2  # a start that was refused has changed nothing
         (folder / "results.json").write_text("[]")
         with PlannedRun(load("quickstart.yaml", f"run.dir={folder}", "seed=3")):
             assert load_run(folder).seed == 2

@@ -182,6 +182,23 @@ def test_verdict_claims_nothing_when_nothing_is_there() -> None:
     assert lines[2].startswith("No LLM text is shown to beat the raw history")
 
 
+def test_more_training_is_not_taken_for_a_better_reward() -> None:
+    """Every round adds as much, whatever its pairs: two rounds are above one on random pairs, and that says nothing."""
+    means = {"history_only": 0.0, "zero_shot": 0.0, "random_pairs": 0.1, "round_1": 0.1, "round_2": 0.2}
+    frames = frames_of(means, noise=0.02)
+    lines = verdict(compare_rows(frames), choose_headline(frames))
+    assert lines[0].startswith("DPO helped: with DLCM, round_2 against zero_shot")
+    assert lines[1].startswith(
+        "Pairs chosen by the reward are not shown to be better than random pairs: with DLCM, round_1"
+    )
+
+
+def test_variants_of_the_answer_alone_have_their_own_zero_shot() -> None:
+    present = ["history_only", "zero_shot", "zero_shot_answer", "random_pairs_answer", "round_1", "round_1_answer"]
+    found = RERANKING.has_to_beat("round_1_answer", present)
+    assert set(found) == {"history_only", "zero_shot_answer", "random_pairs_answer"}
+
+
 def test_verdict_says_that_harm_is_harm_and_judges_the_last_round_only() -> None:
     frames = frames_of({"history_only": 0.2, "zero_shot": 0.0, "round_1": 0.15, "round_2": -0.15})
     lines = verdict(compare_rows(frames), choose_headline(frames))
@@ -206,7 +223,8 @@ def test_rows_with_hints_stand_before_the_round_they_began() -> None:
         ("hinted_2", {"history_only", "zero_shot", "round_1"}),
         ("hinted_2_both", {"history_only", "zero_shot_both", "round_1_both"}),
         ("round_1", {"history_only", "zero_shot", "random_pairs", "hinted_1"}),
-        ("round_2", {"history_only", "zero_shot", "random_pairs", "hinted_2"}),
+        ("round_2", {"history_only", "zero_shot", "hinted_2"}),  # random pairs had one round of DPO
+        ("round_1_answer", {"history_only"}),
         ("round_2_both", {"history_only", "zero_shot_both", "hinted_2_both"}),
     ],
 )
@@ -233,13 +251,13 @@ def test_what_has_to_be_beaten_where_there_are_hints(row: str, against: set[str]
     ],
 )
 def test_verdict_tells_hints_from_dpo(changes: dict[str, float], claims: list[str]) -> None:
-    frames = frames_of({**HINTED, **changes, "round_1": 0.5})  # round 1 is not the last: nobody judges it
+    frames = frames_of({**HINTED, **changes, "round_1": 0.5})  # not the last: judged against random pairs alone
     lines = verdict(compare_rows(frames), choose_headline(frames))
     assert [line.split(":")[0] for line in lines[:3]] == claims
     pairs = [("hinted_1", "zero_shot"), ("round_2", "hinted_2"), ("round_2", "zero_shot")]
     for line, (row, against) in zip(lines, pairs, strict=False):
         assert f": with DLCM, {row} against {against} is " in line
-    assert "round_2 against random_pairs" in lines[3]
+    assert "round_1 against random_pairs" in lines[3]
     assert len(lines) == 5
 
 

@@ -12,6 +12,7 @@ from lit_rec.run.statistics import (
     mean_over_users,
     paired_difference,
     t_quantile,
+    t_test,
     user_table,
 )
 
@@ -134,6 +135,36 @@ def test_p_value_is_even_under_no_difference_and_one_for_equal_rows() -> None:
     same = [(0, u, u, 0.1 * u) for u in range(7)]
     gap = paired_difference(frame_of({"a": same, "b": same}), "a", "b", M)
     assert (gap.mean, gap.low, gap.high, gap.p) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("t", "degrees", "exact"),
+    [(2.2622, 9, 0.05), (4.7809, 9, 0.001), (1.0, 3, 0.39100), (3.3905, 99, 0.001), (8.0, 99, 2.376e-12)],
+)
+def test_t_test_matches_the_printed_tables(t: float, degrees: int, exact: float) -> None:
+    values = np.arange(degrees + 1.0)
+    values = (values - values.mean()) / values.std(ddof=1) + t / math.sqrt(degrees + 1)
+    assert t_test(values) == pytest.approx(exact, rel=0.03)
+
+
+@pytest.mark.parametrize("unit", ["user", "list"])
+def test_a_clear_difference_survives_hundreds_of_comparisons(unit: str) -> None:
+    """The bootstrap alone says 1e-4 at best, and Holm multiplies that by the number of comparisons."""
+    rng = np.random.default_rng(8)
+    base = rng.random(90)
+    lists = [(u, i) for u in range(30) for i in range(3 * u, 3 * u + 1 + u % 3)]
+    a = [(0, u, i, float(base[i] + 0.02 + rng.normal(0, 0.002))) for u, i in lists]
+    b = [(0, u, i, float(base[i])) for u, i in lists]
+    gap = paired_difference(frame_of({"a": a, "b": b}), "a", "b", M, unit=unit)
+    assert gap.p < 1e-8
+    assert holm([gap.p] * 1000)[0] < 0.001
+    # Halfway to noise both ways to a p-value can be seen, and they agree.
+    noisy = [(0, u, i, float(base[i] + 0.02 + rng.normal(0, 0.05))) for u, i in lists]
+    frame = frame_of({"a": noisy, "b": b})
+    counted = paired_difference(frame, "a", "b", M, unit=unit, resamples=200_000).p
+    told = paired_difference(frame, "a", "b", M, unit=unit, resamples=500).p
+    assert 2e-4 < counted < 0.02
+    assert told == pytest.approx(counted, rel=0.6)
 
 
 def test_list_unit_weights_users_by_their_lists() -> None:
