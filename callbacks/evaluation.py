@@ -13,6 +13,7 @@ from lit_rec import distributed
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.sequences import Example, answer_logps, collate, encode_chat
 from lit_rec.recipes.summary import summarise
+from lit_rec.run.folder import never
 from lit_rec.run.progress import step
 
 KL_ANSWERS = 64  # held-out answers the divergence is estimated on
@@ -38,6 +39,8 @@ class RoundEvaluation(RoundHooks):
         fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 
         def build(work: Path) -> dict[str, Any]:
+            if number < rounds.finished:  # the weights are those of a later round
+                never(work)
             policy.llm.save_adapter(work / "adapter")
             (work / "training.json").write_text(json.dumps(policy.epoch_means))
             return {"adapter": policy.llm.adapter, **policy.epoch_means, **rounds.cost(number)}

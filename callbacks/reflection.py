@@ -11,6 +11,7 @@ import torch
 from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec.agent.ppo import HintAgent, PPOAgent
 from lit_rec.agent.training import KeepHistory
+from lit_rec.run.folder import never
 
 
 class ReflectionRounds(RoundHooks):
@@ -30,6 +31,8 @@ class ReflectionRounds(RoundHooks):
         rounds.loop.environment(number)  # visits the stages this agent was made from
 
         def build(work: Path) -> dict[str, Any]:
+            if number < rounds.finished:  # the weights are those of a later round
+                never(work)
             return write_agent(work, policy, history) | rounds.cost(number)
 
         rounds.loop.keep_agent(f"round_{number}/agent", number, build)

@@ -1,14 +1,17 @@
 """The outer loop: which round it is, what happens between rounds, and a checkpoint that can be resumed from."""
 
+import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lit_rec import distributed
-from lit_rec.run.folder import publish
+from lit_rec.run.folder import canonical, differences, other_configuration, publish
 
 
 class RoundHooks(Callback):
@@ -39,11 +42,20 @@ class RoundCallback(Checkpoint):
         rounds: Number of rounds.
         epochs: Epochs per round.
         checkpoint: Where the fit can be resumed from.
+        key: Every configuration value that the fit depends on: nothing else goes on from its checkpoint.
     """
 
-    def __init__(self, loop: Any, policy_name: str, rounds: int, epochs: int, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        policy_name: str,
+        rounds: int,
+        epochs: int,
+        checkpoint: Path,
+        key: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.loop, self.policy_name, self.rounds, self.epochs = loop, policy_name, rounds, epochs
-        self.checkpoint = checkpoint
+        self.checkpoint, self.key = checkpoint, canonical(dict(key))
         self.finished = 0
         self.seconds: dict[int, float] = {}  # of training, per round
         self._epoch_began = 0.0
@@ -57,11 +69,18 @@ class RoundCallback(Checkpoint):
         return self.loop.pairs_from(self.policy_name, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rounds finished."""
-        return {"finished": self.finished, "seconds": self.seconds}
+        """Rounds finished, and under which settings."""
+        return {"finished": self.finished, "seconds": self.seconds, "key": json.dumps(self.key)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Rounds finished before the run was stopped."""
+        """Rounds finished before the run was stopped.
+
+        Raises:
+            UserError: They were trained with other settings.
+        """
+        if found := differences(json.loads(state_dict.get("key", "{}")) or self.key, self.key):
+            fix = "restore the value, choose another run.dir, or start anew with --fresh (LLM answers are kept)"
+            raise other_configuration(self.loop.run.path, str(self.checkpoint), found, fix)
         self.finished = int(state_dict["finished"])
         self.seconds = dict(state_dict["seconds"])
 

@@ -100,6 +100,9 @@ ABOVE_ZERO = (
     "agent.reward_scale",
     "llm.server.timeout",
 )
+# What of `fit_sasrec` evaluation.sasrec may say; the rest is the run's.
+SASREC = ("max_length", "dim", "blocks", "heads", "dropout", "lr", "negatives", "batch_size", "max_epochs", "patience")
+POSITIONS = 100  # of PRM, unless reranker.args.max_length says otherwise
 SHARES = ("llm.top_p", "reflection.top_p")  # above 0, at most 1
 NOT_BELOW_ZERO = ("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration")
 
@@ -201,6 +204,10 @@ def _check_rlrf(cfg: DictConfig) -> None:
         raise _bad("evaluation.test", 0, "a share above 0 (or of evaluation.validation): else nothing can be measured")
     if cfg.lists.real > cfg.lists.size:
         raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
+    places = cfg.reranker.args.get("max_length", POSITIONS)
+    if cfg.reranker.architecture == "prm" and isinstance(places, int) and cfg.lists.size > places:
+        fix = f"at most {places}, the positions that PRM knows, or more: +reranker.args.max_length={cfg.lists.size}"
+        raise _bad("lists.size", cfg.lists.size, fix)
     unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}
     if unknown:
         raise _bad("evaluation.inputs", sorted(unknown)[0], "answer, kar and both")
@@ -246,6 +253,10 @@ def _check_re2llm(cfg: DictConfig) -> None:
     elif cfg.llm.server is not None:
         raise _bad("ranking.method", "likelihood", "generate: a server writes lists, it does not score given titles")
     rows = cfg.evaluation.rows
+    if unknown := sorted(set(cfg.evaluation.sasrec) - set(SASREC)):
+        raise _bad("evaluation.sasrec", unknown[0], f"one of {', '.join(SASREC)}")
+    if rows.sasrec and OmegaConf.select(cfg, "data.validation") == 0:
+        raise _bad("evaluation.rows.sasrec", True, "false, or data.validation above 0: its epoch is chosen there")
     if cfg.agent.rewards == "online" and rows.full_information:
         raise _bad("evaluation.rows.full_information", True, "false, or agent.rewards=matrix: it needs every reward")
     if not cfg.evaluation.matrix and rows.oracle:

@@ -127,6 +127,12 @@ def moved(cfg: Mapping[str, Any], folder: str) -> dict[str, dict[str, str]]:
     return {part: values for part, values in changed.items() if values}
 
 
+def quoted(text: str) -> str:
+    """A text as Hydra reads it back, whatever is in it."""
+    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
+    return "'" + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + "'"
+
+
 @contextmanager
 def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
     """Let Hydra compose files of a folder, with the shipped groups; gives the overrides that it needs.
@@ -138,7 +144,8 @@ def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
         ConfigStore.instance().store(name=name, node=schema)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-        yield [*overrides, *([f"hydra.searchpath=[file://{configs_dir()}]"] if folder != configs_dir() else [])]
+        shipped = quoted(f"file://{configs_dir()}")
+        yield [*overrides, *([f"hydra.searchpath=[{shipped}]"] if folder != configs_dir() else [])]
 
 
 def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -> DictConfig:

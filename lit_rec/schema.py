@@ -336,7 +336,7 @@ class AgentConfig(PolicyGradientConfig):
     """The agent that picks a hint for each session."""
 
     reward: str = "ndcg"  # ndcg | mrr | soft (log-probability of the target among the candidates)
-    k: int | None = None  # ranks beyond k earn nothing; null: every rank counts
+    k: int | None = None  # ranks beyond k earn nothing; null: every rank counts (generate: every place of a list)
     rounds: int = 1  # reflection and training, again and again
     seeds: int = 1  # agents trained in the last round, with different seeds; the first one leads the reflection
 

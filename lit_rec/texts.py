@@ -8,3 +8,12 @@ def whole_text(text: str) -> str:
     True
     """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def printable(text: str) -> str:
+    r"""A text without what a terminal would obey.
+
+    >>> printable("Alien \x1b[2J")
+    'Alien  [2J'
+    """
+    return "".join(c if c.isprintable() else " " for c in text)

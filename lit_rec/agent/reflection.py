@@ -14,11 +14,11 @@ import yaml
 from lit_rec.errors import UserError
 from lit_rec.llm.prompts import TEMPLATES, Messages, item_slots
 from lit_rec.llm.ranker import Port
-from lit_rec.llm.ranking import normalised
+from lit_rec.llm.ranking import normalised, other_names
 from lit_rec.llm.sampler import SamplingSettings
 
 ENTRY = re.compile(r"^\s*(?:\d{1,2}\s*[.):]|[-*•–]|hint\s*\d*\s*:)\s*(?P<text>.+)$", re.IGNORECASE)
-PREFACE = re.compile(r"\b(here are|here's|sure|following|certainly|hints?:?$)", re.IGNORECASE)
+PREFACE = re.compile(r"^\W*(here are|here is|here's|sure|certainly)\b|\b(following|hints?)\W*$", re.IGNORECASE)
 WORDS = (3, 40)  # a shorter line says nothing, a longer one is no hint
 
 
@@ -160,10 +160,10 @@ def malformed(hint: str) -> bool:
 
 
 def leaks(hint: str, target: str) -> bool:
-    """Whether a hint names the target: case, accents, punctuation, article and year do not hide it.
+    """Whether a hint names the target: case, accents, punctuation, article, year and other names do not hide it.
 
     >>> leaks("Look for films like 'Matrix'.", "The Matrix"), leaks("Prefer alien worlds.", "Aliens")
     (True, False)
     """
-    name = normalised(target)
-    return bool(name) and f" {name} " in f" {normalised(hint)} "
+    said = f" {normalised(hint)} "
+    return any(f" {name} " in said for name in (normalised(target), *other_names(target)) if name)

@@ -155,7 +155,8 @@ class AtomicFiles:
                 else pl.Series(range(len(inter))),
             }
         )
-        missing = pl.any_horizontal(pl.all().is_null(), pl.col("user_id", "item_id") == "")
+        finite = pl.col("rating", "timestamp").is_finite().fill_null(value=False)
+        missing = pl.any_horizontal(pl.all().is_null(), pl.col("user_id", "item_id") == "", ~finite)
         empty = ratings.select(missing.alias("e"))["e"].arg_true()
         if len(empty):
             row = int(empty[0])

@@ -1,6 +1,6 @@
 """Candidates: sampled negatives, and the models that make them and their order realistic (popularity, BPR)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from lit_rec.threads import one_thread
 
 FACTORS = 32
 STEPS = 500
+PARTS = 5  # of the training users, each ordered by a model of the others
 BATCH = 2048
 RETRIEVED = 100  # `negatives: retrieved` draws from this many best-scored items
 
@@ -57,7 +58,7 @@ def bpr_ranker(users: np.ndarray, items: np.ndarray, histories: np.ndarray, n_it
 
     It learns item factors only: a user is the mean of the factors of the user's items (as in FISM), in training of
     the other training items, at ranking time of the HISTORY alone. So users who were not trained on are served like
-    all others, and no user's targets are looked at.
+    all others, and no user's targets are looked at but those it is fitted on.
 
     Args:
         users: [n] training interactions, user rows.
@@ -104,6 +105,7 @@ class World:
         fit_on: [n] interactions that models may be fitted on.
         known: Items a negative may be.
         seed: Of the fitted models.
+        past: [n] interactions of the histories; None: nobody has targets.
     """
 
     u: np.ndarray
@@ -113,6 +115,7 @@ class World:
     fit_on: np.ndarray
     known: np.ndarray
     seed: int
+    past: np.ndarray | None = None
     _bpr: Ranker | None = None
 
     def popularity(self) -> np.ndarray:
@@ -122,9 +125,24 @@ class World:
     def bpr(self) -> Ranker:
         """The BPR model, fitted when it is first needed."""
         if self._bpr is None:
-            chosen = self.fit_on
-            self._bpr = bpr_ranker(self.u[chosen], self.i[chosen], self.history, self.n_items, self.seed)
+            self._bpr = self._fitted(self.fit_on)
         return self._bpr
+
+    def _fitted(self, chosen: np.ndarray) -> Ranker:
+        return bpr_ranker(self.u[chosen], self.i[chosen], self.history, self.n_items, self.seed)
+
+    def bpr_for(self, users: np.ndarray) -> Iterator[tuple[np.ndarray, Ranker]]:
+        """Models for the users [n] of lists, each with [n] bool, whose it is: one that has seen nobody's targets.
+
+        Users whose targets a model is fitted on are cut in `PARTS`, and each part is served by a model fitted on the
+        others: in the order of a training list, too, the targets must not stand in front because they were looked up.
+        """
+        learnt = np.unique(self.u[self.fit_on & ~self.past]) if self.past is not None else np.empty(0, dtype=np.int64)
+        part_of = np.full(len(self.history), -1)
+        part_of[np.random.default_rng(self.seed).permutation(learnt)] = np.arange(len(learnt)) % PARTS
+        for part in np.unique(part_of[users]):
+            mine = part_of[users] == part
+            yield mine, self.bpr() if part < 0 else self._fitted(self.fit_on & (part_of[self.u] != part))
 
 
 def fill(
@@ -250,11 +268,14 @@ def order_candidates(
     order = np.argsort(key, axis=1, kind="stable")
     items, labels = np.take_along_axis(items, order, 1), np.take_along_axis(labels, order, 1)
     if initial_ranker is not None:
-        counts = world.popularity()
-        ranker = popularity_ranker(counts, len(world.history)) if initial_ranker == "popularity" else world.bpr()
-        scores = np.concatenate(
-            [ranker.score(owner[at : at + 65536], items[at : at + 65536]) for at in range(0, len(owner), 65536)]
-        )
+        scores = np.empty(items.shape)
+        everybody = popularity_ranker(world.popularity(), len(world.history))
+        bpr = initial_ranker == "bpr"
+        for mine, ranker in world.bpr_for(owner) if bpr else [(np.ones(len(owner), dtype=bool), everybody)]:
+            rows = mine.nonzero()[0]
+            for at in range(0, len(rows), 65536):
+                chunk = rows[at : at + 65536]
+                scores[chunk] = ranker.score(owner[chunk], items[chunk])
         order = np.argsort(-scores, axis=1, kind="stable")
         items, labels = np.take_along_axis(items, order, 1), np.take_along_axis(labels, order, 1)
     return items, labels

@@ -143,7 +143,7 @@ def build_lists(
     if train_users is not None:
         fit_on = np.isin(u, train_users.numpy()) if len(train_users) else past
     known = np.unique(i) if protocol == "strict" or item_core else np.arange(1, data.n_items + 1)
-    world = World(u, i, data.n_items, history_items, fit_on, known, seed)
+    world = World(u, i, data.n_items, history_items, fit_on, known, seed, past)
     fill(items, owner, world, protocol, negatives, rng)
     report["negatives_among_real"] = int(
         ((items[:, :, None] == items[:, None, :]) & ~real_places[:, :, None] & real_places[:, None, :]).any(2).sum()

@@ -41,8 +41,8 @@ class TitleFile:
         self.path, self.item_noun, self.verb = Path(path).expanduser(), item_noun, verb
 
     def describe(self) -> dict[str, Any]:
-        """What identifies the source."""
-        return stat_of(self._file())
+        """What identifies the source, and the words that prompts say of it."""
+        return {**stat_of(self._file()), "item_noun": self.item_noun, "verb": self.verb}
 
     def _file(self) -> Path:
         return need_file(self.path, "the titles", 'name the file {"id": "title", ...} in data.items.path')

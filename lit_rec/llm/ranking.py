@@ -134,6 +134,9 @@ ENTRY = re.compile(
 INLINE = re.compile(r"(?:^|\s)\d{1,3}[.)]\s+")
 
 
+NAME = 4  # letters that a second name has at least
+
+
 def normalised(title: str) -> str:
     """A title as it is compared: no case, accents, punctuation, leading article or year.
 
@@ -148,6 +151,21 @@ def normalised(title: str) -> str:
         words = words[1:] if words[0] in ("the", "a", "an") else words
         words = words[:-1] if words[-1] in ("the", "a", "an") and "," in title else words
     return " ".join(words)
+
+
+def other_names(title: str) -> list[str]:
+    """The names that a title gives in and before brackets, and with an article in front, as `normalised` has them.
+
+    >>> other_names("Postman, The (Postino, Il) (1994)"), other_names("Alien (1979)")
+    (['postman', 'postino il', 'il postino'], [])
+    """
+    names = []
+    for part in re.split(r"\s*[()]\s*", title):
+        names.append(normalised(part))
+        if moved := re.fullmatch(r"(.+), (\w{1,3})", part):
+            names.append(normalised(f"{moved[2]} {moved[1]}"))
+    letters = {name: sum(map(str.isalpha, name)) for name in names if name != normalised(title)}
+    return [name for name, count in letters.items() if count >= NAME]
 
 
 def parse_ranking(answer: str, titles: Sequence[str], top: int = 10) -> ParsedRanking:
@@ -167,6 +185,9 @@ def parse_ranking(answer: str, titles: Sequence[str], top: int = 10) -> ParsedRa
     for position, title in enumerate(titles):
         for name in filter(None, dict.fromkeys((title.strip(), normalised(title)))):
             names.setdefault(name, []).append(position)
+    for position, title in enumerate(titles):  # after all whole titles: those come first
+        for name in other_names(title):
+            names.setdefault(name, [position])
     order: list[int] = []
     unknown = repeated = 0
     entries = _entries(answer, names)

@@ -33,7 +33,7 @@ def train(loop: HintLoop, until: int, extra: Callable[[], list[Any]] = list) -> 
     cfg, data = loop.cfg, sessions(loop)
     checkpoint = loop.run.path / "checkpoints" / f"{loop.name('agent').replace('/', '_')}.ckpt"
     checkpoint.parent.mkdir(exist_ok=True)
-    outer = RoundCallback(loop, "agent", until, cfg.agent.epochs, checkpoint)
+    outer = RoundCallback(loop, "agent", until, cfg.agent.epochs, checkpoint, loop.agent_key)
     if loop.run.done(loop.name(f"round_{until}/agent")):
         for number in range(1, until + 1):  # each stage checks that it was made from this configuration
             loop.environment(number)

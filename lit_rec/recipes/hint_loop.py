@@ -266,10 +266,14 @@ class HintLoop(ABC):
     def keep_agent(self, stage: str, number: int, build: Build) -> Path:
         """An agent as it was in the best epoch of its round, and its learning curves."""
         _ = self.states
-        settings = {k: v for k, v in plain(self.cfg.agent).items() if k != "seeds"}
         source = "rewards" if self.cfg.agent.rewards == "matrix" else "hints"
-        key = {"agent": settings, "seed": self.cfg.seed, **callbacks_key(self.cfg)}
-        return self.stage(stage, build, key, self.state_stage, self.name(f"round_{number}/{source}"))
+        return self.stage(stage, build, self.agent_key, self.state_stage, self.name(f"round_{number}/{source}"))
+
+    @property
+    def agent_key(self) -> dict[str, Any]:
+        """How an agent is trained on its rewards."""
+        settings = {k: v for k, v in plain(self.cfg.agent).items() if k != "seeds"}
+        return {"agent": settings, "seed": self.cfg.seed, **callbacks_key(self.cfg)}
 
     def policy(self, number: int, stage: str = "") -> HintPolicy:
         """The kept policy of a round."""

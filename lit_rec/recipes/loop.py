@@ -267,9 +267,12 @@ class Loop:
     def keep_policy(self, state: str, before: str, rule: str, settings: Any, build: Build) -> Path:
         """The adapter of a state and how its training went."""
         self.pairs(before, rule)
+        return self.stage(f"{state}/policy", build, self.policy_key(settings), f"{before}/pairs_{rule}")
+
+    def policy_key(self, settings: Any) -> dict[str, Any]:
+        """How a policy is trained on its pairs."""
         key = {"policy": plain(settings), "precision": self.cfg.trainer.precision, "seed": self.cfg.seed}
-        key |= callbacks_key(self.cfg)
-        return self.stage(f"{state}/policy", build, key, f"{before}/pairs_{rule}")
+        return key | callbacks_key(self.cfg)
 
     def keep_divergence(self, state: str, build: Build) -> float | None:
         """KL(policy || untrained model) per answer."""

@@ -110,7 +110,7 @@ def tune(
     settings = cfg.policy.copy()
     settings.loss = loss or settings.loss
     checkpoint = loop.run.path / "checkpoints" / f"fold_{loop.fold}_{name}.ckpt"
-    outer = RoundCallback(loop, name, rounds, settings.epochs, checkpoint)
+    outer = RoundCallback(loop, name, rounds, settings.epochs, checkpoint, loop.policy_key(settings))
     if loop.run.done(loop.name(f"{outer.state_of(rounds)}/divergence")):
         revisit(loop, outer, rule, settings)
         return

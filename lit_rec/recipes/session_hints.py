@@ -30,7 +30,7 @@ class SessionHints(HintLoop):
         super().__init__(ground, rounds=int(ground.cfg.agent.rounds))
         self.ground = ground
         _ = ground.scoring
-        measured = {"reward": self.cfg.agent.reward, "k": self.cfg.agent.k}
+        measured = {"reward": self.cfg.agent.reward, "k": self.cut}
         self._asked = HintEnvironment(ground.ranker, **measured)
         self._asked_whole = HintEnvironment(replace(ground.ranker, shortlist=None), **measured)
 
@@ -54,10 +54,17 @@ class SessionHints(HintLoop):
         """The data set, and what was done with its items."""
         return self.ground.data, self.ground.data.verb
 
+    @property
+    def cut(self) -> int | None:
+        """The last rank that earns something: what the LLM did not list is worth nothing (METHODS 2.1)."""
+        if self.cfg.agent.k is None and self.cfg.ranking.method == "generate":
+            return int(self.cfg.ranking.top)
+        return self.cfg.agent.k
+
     @cached_property
     def reward_key(self) -> dict[str, Any]:
         """What a reward depends on, besides its hint."""
-        return {"reward": self.cfg.agent.reward, "k": self.cfg.agent.k, "llm": self.ground.llm_key}
+        return {"reward": self.cfg.agent.reward, "k": self.cut, "llm": self.ground.llm_key}
 
     def asked(self, number: int) -> HintEnvironment:
         """The frozen LLM is the same in every round."""
@@ -85,7 +92,10 @@ class SessionHints(HintLoop):
             actions = self.policy(number - 1).greedy(self.states[train])
         self._asked.set_hints(self.base(number - 1).texts)
         ranks = self.ranks(train, actions, f"round {number}: ranking training sessions")
-        errors = train[ranks > r.error_rank]
+        bad = ranks > r.error_rank
+        if number > 1:  # what a hint has done is nothing to reflect on: the LLM is shown, and tried, without it
+            bad &= self.ranks(train, torch.zeros_like(actions), f"round {number}: without hints") > r.error_rank
+        errors = train[bad]
         drawn = torch.randperm(len(errors), generator=torch.Generator().manual_seed(self.cfg.seed + number))
         return errors[drawn[: r.sessions]].sort().values, len(errors)
 

@@ -44,7 +44,7 @@ class HintRounds(RoundHooks):
         loop = rounds.loop
         fresh = not loop.run.done(loop.name(f"hinted_{number}/rewards"))
         loop.rewards(f"hinted_{number}")
-        if fresh and rounds.policy_name == "round":
+        if fresh:  # the first control that needs them has had them made
             log_hints(loop.hints, number)
             log_state(loop, f"hinted_{number}", number)
 

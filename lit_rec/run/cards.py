@@ -40,7 +40,7 @@ def base_model(llm: DictConfig, source: str, identity: str) -> dict[str, str]:
         source: Folder or repository it was loaded from.
         identity: Its fingerprint.
     """
-    if llm.server is not None:
+    if llm.server is not None and llm.hub is None and llm.wheel is None:  # else it is trained here, and asked there
         return {
             "name": llm.server.model,
             "revision": llm.server.revision,

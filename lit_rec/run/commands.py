@@ -42,6 +42,7 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
         rows = result_rows(
             frames, task="reranking", dataset=loops[0].ground.data.name, protocol=cfg.lists.protocol, seed=cfg.seed
         )
+        (run.path / "report.html").unlink(missing_ok=True)  # a folder that has everything is of one configuration
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
         keep_final(loops[0], run)
         write_results(run.path / "results.json", rows)  # last: a folder that has it is a finished run's

@@ -24,7 +24,7 @@ from lit_rec.run.folder import RunFolder, differences, other_configuration, writ
 from lit_rec.run.progress import console
 
 MARK = "export.json"  # what tells an export from a folder of somebody's own
-FREE = ("run", "trainer")  # parts of the configuration that no exported file depends on
+FREE = ("run", "trainer", "logging")  # parts of the configuration that no exported file depends on
 
 
 def check_target(target: Path, run: Path, overwrite: bool) -> None:

@@ -23,6 +23,7 @@ from lit_rec.errors import UserError
 MANIFEST = "manifest.json"
 HOLDER = ".holder.json"  # who uses the folder; the lock itself is the system's, and goes with the process
 FORMAT = 1
+TRAINED = ("/policy", "/agent")  # stages that one fit over all rounds leaves behind: none can be made again alone
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LIBRARIES = ("torch", "lightning", "transformers", "peft", "polars")
 
@@ -164,6 +165,11 @@ class RunFolder:
                 "report.html",
                 "adapter",
                 "reranker",
+                "agent",
+                "hints.json",
+                "csv",
+                "mlflow_runs.json",
+                "wandb_run",
             ):
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -310,7 +316,9 @@ class RunFolder:
             f"a stage of {self.path} is damaged",
             where=f"stage {name}",
             why=why[:300],
-            fix=f"delete {self.stage(name)}: it is made again, and no LLM answer is asked for twice",
+            fix="restore it from a copy, or start anew with --fresh (LLM answers are kept)"
+            if name.endswith(TRAINED)
+            else f"delete {self.stage(name)}: it is made again, and no LLM answer is asked for twice",
         )
 
     def _compare(self, name: str, manifest: dict[str, Any], own: dict[str, Any]) -> None:
@@ -322,5 +330,14 @@ class RunFolder:
 
 
 def never(work: Path) -> None:
-    """Build nothing: of a stage that is finished, and visited again so that it checks what it was made from."""
-    raise AssertionError("a finished stage is not built again")
+    """Build nothing: of a stage that is finished, and visited again so that it checks what it was made from.
+
+    Raises:
+        UserError: It is not there any more.
+    """
+    raise UserError(
+        "a trained policy or agent is missing, or what was measured of it",
+        where=str(work.parent),
+        why="it was deleted, while what was made after it is still there: training does not go back to it",
+        fix="restore it from a copy, or start anew with --fresh (LLM answers are kept)",
+    )

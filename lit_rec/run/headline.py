@@ -65,13 +65,23 @@ class Headline:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row against the row it has to beat; `p_holm` is the p-value corrected over the whole table."""
+    """One row against the row it has to beat.
+
+    Attributes:
+        reranker: Whose rows.
+        row: The one.
+        against: The other.
+        difference: Over users.
+        p_holm: Its p-value, corrected over the whole table.
+        by_seed: The same difference of means with each training seed that both have, those of the same users together.
+    """
 
     reranker: str
     row: str
     against: str
     difference: Difference
     p_holm: float
+    by_seed: tuple[tuple[float, ...], ...] = ()
 
     @property
     def sure(self) -> bool:
@@ -115,4 +125,6 @@ def limit(c: Comparison, drawn: str = "user") -> str:
     if c.difference.low > 0 or c.difference.high < 0:
         return " Alone it would count; among this many comparisons it may be chance."
     half = (c.difference.high - c.difference.low) / 2
-    return f" With {c.difference.n} {drawn}s, effects below about {half:.4f} cannot be told from chance here."
+    trained = sum(map(len, c.by_seed)) if any(len(gaps) > 1 for gaps in c.by_seed) else 0
+    seeds = f" and {trained} training seeds" if trained else ""
+    return f" With {c.difference.n} {drawn}s{seeds}, effects below about {half:.4f} cannot be told from chance here."

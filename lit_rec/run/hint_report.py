@@ -13,6 +13,7 @@ from lit_rec.run.figures import VARIABLES
 from lit_rec.run.hint_figures import agent_colour, curve_figures, picks_figure
 from lit_rec.run.round_report import known, make_table
 from lit_rec.run.session_story import row_order
+from lit_rec.texts import printable
 
 _AGENT_COLUMNS = (
     ("subjects", "test {subject}s", ",d"),
@@ -145,7 +146,7 @@ def hint_table(story: HintStory) -> Table:
     table = Table(
         title=Text("Hints in the base"),
         title_justify="left",
-        caption=Text(_printable(f"All hints written: {fates or 'none'}. Gains are rewards over no hint.")),
+        caption=Text(printable(f"All hints written: {fates or 'none'}. Gains are rewards over no hint.")),
         caption_justify="left",
     )
     table.add_column("id", justify="right")
@@ -156,11 +157,6 @@ def hint_table(story: HintStory) -> Table:
     for hint in story.base.kept:
         picked = story.picked(hint.id)
         others = f"{_gain(hint.gain_others)} ({hint.others})" if hint.others else _gain(hint.gain_others)
-        cells = (_printable(hint.text), _gain(hint.gain_source), others, "" if picked is None else f"{picked:,}")
+        cells = (printable(hint.text), _gain(hint.gain_source), others, "" if picked is None else f"{picked:,}")
         table.add_row(str(hint.id), *(Text(cell) for cell in cells))
     return table
-
-
-def _printable(text: str) -> str:
-    """Text without what a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in text)

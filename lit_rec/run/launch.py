@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lit_rec import cores
 from lit_rec.errors import UserError
 from lit_rec.run.children import PAUSE, Child, stop_children
 
@@ -36,7 +37,7 @@ def launch(arguments: Sequence[str], folder: Path, count: int, env: Mapping[str,
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count))),
+        "OMP_NUM_THREADS": env.get("OMP_NUM_THREADS", str(max(1, cores.usable() // count))),
     }
     children = [Child(f"process {n}", folder / "processes" / str(n), command) for n in range(count)]
     try:

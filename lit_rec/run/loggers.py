@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,9 @@ from omegaconf import DictConfig
 
 from lit_rec import distributed
 from lit_rec.errors import UserError
-from lit_rec.run.folder import digest, write_atomic
+from lit_rec.run.folder import write_atomic
 
+WANDB_RUN = "wandb_run"  # in the run folder: the id of its W&B run
 MLFLOW_RUNS = "mlflow_runs.json"  # in the run folder: which MLflow run goes on when this one is resumed
 
 
@@ -113,12 +115,20 @@ def _wandb(cfg: DictConfig, folder: Path, name: str) -> Logger:
     return WandbLogger(
         project=cfg.logging.project,
         name=cfg.name,
-        id=digest([str(folder.resolve()), cfg.name]),  # which a resumed run finds again
+        id=_wandb_id(folder),
         resume="allow",
         save_dir=str(folder),
         offline=cfg.logging.offline,
         prefix=name,
     )
+
+
+def _wandb_id(folder: Path) -> str:
+    """The W&B run of a run folder, which a resumed run finds again."""
+    file = folder / WANDB_RUN
+    if not file.is_file():
+        write_atomic(file, secrets.token_hex(8))
+    return file.read_text()
 
 
 def _mlflow(cfg: DictConfig, folder: Path, name: str) -> Logger:

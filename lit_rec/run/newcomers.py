@@ -23,7 +23,8 @@ from lit_rec.run.folder import differences, other_configuration
 
 Progress = Callable[[int, int], None]
 BORROWED = ("shuffled", "history_shuffled")  # rows whose users read somebody else's text
-ASKED = ("prompt", "knowledge", "llm", "encoder", "lists")  # parts of the configuration that a text or vector rests on
+# Parts of the configuration that a text or vector rests on, where a recipe has them.
+ASKED = ("prompt", "knowledge", "llm", "encoder", "lists", "policy", "reflection", "agent")
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def check_asked(loop: Loop) -> None:
     kept = loop.run.path / "config.yaml"
 
     def parts(tree: Any) -> dict[str, Any]:
-        return {k: {n: v for n, v in tree[k].items() if n != "batch_size"} for k in ASKED}
+        return {k: {n: v for n, v in tree[k].items() if n != "batch_size"} for k in ASKED if k in tree}
 
     found = differences(parts(plain(OmegaConf.load(kept))), parts(plain(loop.cfg)))
     if found:

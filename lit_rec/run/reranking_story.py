@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from lit_rec.run.headline import Comparison, Headline, claim, describe_difference, limit
+from lit_rec.run.seeds import seed_spread, seeds_of
 
 VARIANTS = ("both", "kar", "answer")  # how it reaches the reranker: with the history's vector, as KAR does, alone
 _FAMILIES = (
@@ -105,7 +106,8 @@ def sentences(mine: Sequence[Comparison], means: Mapping[str, float], name: str,
 
     The last round is judged, never the best one: picking the best on test users would flatter it.
     """
-    return _part_lines(mine, name, headline) + _own_line(mine, name, headline) + _text_lines(mine, name, headline)
+    lines = _part_lines(mine, name, headline) + _own_line(mine, name, headline) + _text_lines(mine, name, headline)
+    return lines and lines + _seed_line(mine, name)
 
 
 _HINTS = ("The hints helped", "The hints hurt", "Whether the hints help is not shown")
@@ -151,6 +153,21 @@ def _part_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -
     return lines + reward
 
 
+def _seed_line(mine: Sequence[Comparison], reranker: str) -> list[str]:
+    """How far the differences move with another draw of training seeds."""
+    seeds = [number for c in mine if (number := seeds_of(c.by_seed))]
+    if not seeds:
+        return [
+            f"Each row of {reranker} was trained with one seed: how far another one moves it is in no interval here "
+            "(evaluation.seeds=3 shows it)."
+        ]
+    spread = seed_spread([c.by_seed for c in mine])
+    return [
+        f"Training seeds: with {reranker}, the difference of two rows varies by {spread:.4f} from seed to seed "
+        f"(standard deviation). Rows have {min(seeds)} of them; intervals and p-values of differences count that in."
+    ]
+
+
 def _own_line(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:
     """Does it matter whose history the vector is of?"""
     words = (
@@ -174,7 +191,13 @@ def _text_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -
     winners = [c for c in texts if c.sure and c.difference.mean > 0]
     if winners:
         listed = "; ".join(f"{c.row} {describe_difference(c)}" for c in winners)
-        return [f"Better than the raw history (history_only) {name}, {listed}."]
+        lines = [f"Better than the raw history (history_only) {name}, {listed}."]
+        others = [c for c in mine if c.against == "history_only" and family(c.row) == "shuffled"]
+        same = [c for c in others if any(split_name(c.row)[1] == split_name(w.row)[1] for w in winners)]
+        if found := [c for c in same if c.sure and c.difference.mean > 0]:
+            theirs = "; ".join(f"{c.row} {describe_difference(c)}" for c in found)
+            lines.append(f"So is somebody else's text {name}, {theirs}: what helps need not be what a text says.")
+        return lines
     known = [c for c in texts if math.isfinite(c.difference.mean)]
     if not known:
         return [f"No LLM text could be compared with the raw history (history_only) {name}."]

@@ -43,6 +43,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         if not distributed.leave():
             return
         lines = lines_of(frames, rows)
+        (run.path / "report.html").unlink(missing_ok=True)  # a folder that has everything is of one configuration
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
         hinted = uses_hints(cfg)
         if hinted:

@@ -49,6 +49,12 @@ _CLAIMS = {
 }
 
 
+_LEFT_OUT = {  # what a gain of the agent is worth where its hints are not shown to help: it may give nobody one
+    "best_fixed_hint": "The agent does better than one hint for all, but not by its hints: it may leave them out",
+    "random_hint": "The agent does better than random hints, but not by its hints: it may leave them out",
+}
+
+
 def row_order(row: str) -> tuple[int, str]:
     """Sort key: what needs no LLM first, then the LLM, then hints, last the oracle."""
     known = list(_WANTED)
@@ -63,8 +69,16 @@ def sentences(mine: Sequence[Comparison], means: Means, name: str, headline: Hea
     for pair, words in _CLAIMS.items():
         if c := found.get(pair):
             gap = f"{describe_difference(c, headline.drawn)} in {headline.full_label()}"
-            lines.append(f"{claim(c, words)}: {who}{c.row} against {c.against} is {gap}.{limit(c, headline.drawn)}")
+            claimed = claim(c, words)
+            if claimed == words[0] and c.row == "ppo" and c.against in _LEFT_OUT:
+                helped = found.get(("ppo", "no_hint"))
+                claimed = claimed if helped and _better(helped) else _LEFT_OUT[c.against]
+            lines.append(f"{claimed}: {who}{c.row} against {c.against} is {gap}.{limit(c, headline.drawn)}")
     return lines + _oracle_line(means, who, headline) + _recommender_line(means, who, headline)
+
+
+def _better(c: Comparison) -> bool:
+    return c.sure and c.difference.mean > 0
 
 
 def _oracle_line(means: Means, who: str, headline: Headline) -> list[str]:

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lit_rec import cores
-from lit_rec.config import load_config
+from lit_rec.config import load_config, quoted
 from lit_rec.errors import UserError
 from lit_rec.run.children import DONE, KEPT, Child, run_children
 from lit_rec.run.folder import write_atomic
@@ -96,12 +96,6 @@ def folder_name(parts: Sequence[str]) -> str:
     if safe == whole and len(safe) <= NAME and safe[0] not in ".-" and safe == safe.lower():
         return safe
     return f"{safe[: NAME - 9].lstrip('.-')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
-
-
-def quoted(text: str) -> str:
-    """A text as Hydra reads it back, whatever is in it."""
-    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
-    return "'" + re.sub(r"(\\+)$", lambda found: found[1] * 2, escaped) + "'"
 
 
 @dataclass(frozen=True)

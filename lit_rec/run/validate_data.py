@@ -12,6 +12,7 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from lit_rec.config import instantiate
 from lit_rec.data.assets import cache_dir
@@ -25,6 +26,7 @@ from lit_rec.run import data_checks
 from lit_rec.run.data_checks import FAIL, LATEST, PARTS, PASS, WARN, Check, histogram
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import console
+from lit_rec.texts import printable
 
 BAR = 40  # characters of the longest bar
 STYLE = {PASS: "green", WARN: "yellow", FAIL: "red"}
@@ -182,23 +184,28 @@ def _plain(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key.replace("_", " "), words(value)) for key, value in report.items()]
 
 
+def _cell(text: str) -> Text:
+    """A text from the data as it stands: neither Rich nor a terminal obeys it."""
+    return Text(printable(text))
+
+
 def _facts(title: str, facts: Facts) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    table = Table(title=_cell(title), title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column("what", no_wrap=True)
     table.add_column("found", overflow="fold")
     for what, found in facts:
-        table.add_row(what, found)
+        table.add_row(*map(_cell, (what, found)))
     return table
 
 
 def _bars(title: str, counts: Sequence[tuple[str, int]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
+    table = Table(title=_cell(title), title_justify="left", box=box.SIMPLE, show_header=False)
     for justify in ("right", "right", "left"):
         table.add_column(justify=justify)
     most = max((count for _, count in counts), default=1) or 1
     for value, count in counts:
         bar = "#" * (max(1, round(BAR * count / most)) if count else 0)
-        table.add_row(value, f"{count:,}", bar)
+        table.add_row(_cell(value), f"{count:,}", bar)
     return table
 
 
@@ -214,7 +221,7 @@ def _attributes(items: pl.DataFrame, attributes: Sequence[str]) -> Table:
         empty = int((known[name].list.len().fill_null(0) == 0).sum())
         top = values.value_counts(sort=True).head(3).rows() if len(values) else []
         shown = ", ".join(f"{value} ({count:,})" for value, count in top)
-        table.add_row(name, f"{values.n_unique():,}", f"{empty:,}", shown)
+        table.add_row(_cell(name), f"{values.n_unique():,}", f"{empty:,}", _cell(shown))
     return table
 
 
@@ -224,15 +231,17 @@ def _verdict(checks: Sequence[Check]) -> Table:
     table.add_column("what", overflow="fold")
     table.add_column("found", overflow="fold")
     for check in checks:
-        table.add_row(f"[{STYLE[check.status]}]{check.status}[/]", check.what, check.found)
+        table.add_row(f"[{STYLE[check.status]}]{check.status}[/]", _cell(check.what), _cell(check.found))
     return table
 
 
 def _example(cfg: DictConfig, whose: str, messages: Messages) -> None:
     """Print a prompt, with its length where the tokenizer is at hand."""
-    console.print(f"An example prompt ({whose}; {token_count(cfg, messages)})", highlight=False)
+    told = f"An example prompt ({whose}; {token_count(cfg, messages)})"
+    console.print(printable(told), highlight=False, markup=False)
     for message in messages:
-        console.print(f"  {message['role']}: {message['content']}", highlight=False, markup=False)
+        for line in f"  {message['role']}: {message['content']}".split("\n"):
+            console.print(printable(line), highlight=False, markup=False)
 
 
 def token_count(cfg: DictConfig, messages: Messages) -> str:

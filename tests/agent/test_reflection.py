@@ -267,6 +267,9 @@ def test_malformed(text: str, bad: bool) -> None:
         ("Recommend Fast and Furious.", "Fast & Furious", True),
         ("Recommend Spider Man's kind.", "Spider-Man", True),
         ("Up", "Up", True),
+        ("Recommend Seven to fans of dark thrillers.", "Seven (Se7en) (1995)", True),
+        ("Recommend Il Postino.", "Postman, The (Postino, Il) (1994)", True),
+        ("Prefer films of (1994).", "Postman, The (Postino, Il) (1994)", False),
         ("Prefer alien worlds.", "Aliens", False),
         ("Prefer aliens.", "Alien", False),
         ("Prefer upbeat films.", "Up", False),
@@ -278,6 +281,16 @@ def test_malformed(text: str, bad: bool) -> None:
 )
 def test_leaks(text: str, target: str, named: bool) -> None:
     assert leaks(text, target) is named
+
+
+def test_words_of_a_preface_within_a_hint_are_no_preface() -> None:
+    hints = [
+        "Make sure the era is the same.",
+        "Prefer the following kind of film: quiet dramas.",
+        "Avoid sequels to old films.",
+    ]
+    assert read_hints("\n".join(hints), 5) == hints
+    assert read_hints("\n".join(["Sure, here are my hints:", *hints]), 5) == hints
 
 
 @pytest.mark.parametrize("garbage", ["", "\n\n", "???", "\x00\ud800", "no", "{" * 500, "1. 2. 3.\n4. 5."])

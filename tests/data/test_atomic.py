@@ -70,6 +70,8 @@ def test_types(tmp_path):
         ("inter", INTER + "9\ta\t4\n", 5),
         ("inter", INTER + "9\ta\tgood\t4\n", 5),
         ("inter", INTER + "9\ta\t\t4\n", 5),
+        ("inter", INTER + "9\ta\tnan\t4\n", 5),
+        ("inter", INTER + "9\ta\t4\tinf\n", 5),
         ("inter", INTER.replace("rating:float", "rating"), 1),
         ("inter", INTER.replace("rating:float", "rating:double"), 1),
         ("inter", "", 1),

@@ -233,10 +233,10 @@ def test_retrieved_negatives_score_high_under_the_ranker(make_ratings, monkeypat
     monkeypatch.setattr(candidates.World, "bpr", lambda self: fitted.append(original(self)) or fitted[-1])
     scores = {}
     for negatives in ("retrieved", "uniform"):
-        lists = build_lists(data, negatives=negatives, initial_ranker="bpr")
+        lists = build_lists(data, negatives=negatives, initial_ranker="bpr", train_users=torch.arange(100))
         shown = fitted[0].score(lists.user.numpy(), lists.items.numpy())
         scores[negatives] = shown[lists.labels.numpy() == 0].mean()
-        given = fitted[-1].score(lists.user.numpy(), lists.items.numpy())
+        given = fitted[-1].score(lists.user.numpy(), lists.items.numpy())[lists.user.numpy() >= 100]
         assert (np.diff(given, axis=1) <= 1e-6).all()  # and the initial ranker put the best first
     assert scores["retrieved"] > scores["uniform"] + 0.1
 
@@ -250,6 +250,24 @@ def test_retrieving_from_few_items_gives_no_padding(make_ratings, protocol):
     for user, items, labels in zip(lists.user.tolist(), lists.items.tolist(), lists.labels.tolist(), strict=True):
         assert all(i in seen[user] for i, label in zip(items, labels, strict=True) if label)
         assert len(set(items)) == SIZE
+
+
+def test_the_order_of_training_lists_knows_no_more_than_that_of_others(make_ratings):
+    """Ratings are random: who stands in front because of the own targets has had them looked up."""
+    data = make_ratings(users=200, items=300, longest=60)
+    lists = build_lists(data, protocol="strict", initial_ranker="bpr", train_users=torch.arange(120), seed=1)
+    real = {(u, i) for u, i, *_ in data.interactions.iter_rows()}
+    own = torch.tensor(
+        [[(u, i) in real for i in items] for u, items in zip(lists.user.tolist(), lists.items.tolist(), strict=True)]
+    )
+    place = torch.arange(own.shape[1], dtype=torch.float64).expand_as(own)
+    early = [
+        float(
+            place[part][~own[part]].mean() - place[part][own[part]].mean()
+        )  # places that own items stand before others
+        for part in (lists.user < 120, lists.user >= 120)
+    ]
+    assert early[0] < early[1] + 0.6
 
 
 def test_the_initial_ranker_puts_popular_items_first(make_ratings):

@@ -109,6 +109,12 @@ def test_candidates_of_the_same_title_are_listed_in_turn() -> None:
     assert sorted(found.order) == [0, 2, 3]  # the fourth name is the third candidate's own
 
 
+def test_a_second_name_in_brackets_is_a_name_too() -> None:
+    titles = ["Seven (Se7en) (1995)", "Postman, The (Postino, Il) (1994)", "Seven", "Alien (1979)"]
+    assert parse_ranking("1. Il Postino\n2. Se7en\n3. Alien", titles).order == [1, 0, 3]
+    assert parse_ranking("1. Seven\n2. The Postman", titles).order == [2, 1]  # whole titles come first
+
+
 def test_only_the_first_candidates_count() -> None:
     answer = "\n".join(f"{n}. {title}" for n, title in enumerate(TITLES, 1))
     assert read(answer, top=4) == ([0, 1, 2, 3], 9, 0, 0)

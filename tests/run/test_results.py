@@ -193,6 +193,17 @@ def test_more_training_is_not_taken_for_a_better_reward() -> None:
     )
 
 
+def test_a_text_that_wins_like_anybodys_is_told() -> None:
+    means = {"history_only": 0.0, "zero_shot_both": 0.0, "round_1_both": 0.1, "shuffled_both": 0.1}
+    frames = frames_of(means, noise=0.02)
+    lines = verdict(compare_rows(frames), choose_headline(frames))
+    (better,) = [n for n, line in enumerate(lines) if line.startswith("Better than the raw history")]
+    assert lines[better + 1].startswith("So is somebody else's text with DLCM")
+    assert "shuffled_both +0.1" in lines[better + 1]
+    frames = frames_of({**means, "shuffled_both": 0.0}, noise=0.02)
+    assert not [line for line in verdict(compare_rows(frames), choose_headline(frames)) if line.startswith("So is")]
+
+
 def test_variants_of_the_answer_alone_have_their_own_zero_shot() -> None:
     present = ["history_only", "zero_shot", "zero_shot_answer", "random_pairs_answer", "round_1", "round_1_answer"]
     found = RERANKING.has_to_beat("round_1_answer", present)
@@ -258,7 +269,7 @@ def test_verdict_tells_hints_from_dpo(changes: dict[str, float], claims: list[st
     for line, (row, against) in zip(lines, pairs, strict=False):
         assert f": with DLCM, {row} against {against} is " in line
     assert "round_1 against random_pairs" in lines[3]
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 def test_verdict_claims_nothing_of_hints_when_nothing_is_there() -> None:
@@ -268,7 +279,7 @@ def test_verdict_claims_nothing_of_hints_when_nothing_is_there() -> None:
     assert lines[0].startswith("Whether the hints help is not shown: with DLCM, hinted_1 against zero_shot")
     assert lines[1].startswith("Whether DPO helps beyond the hints is not shown: with DLCM, round_1 against hinted_1")
     assert lines[2].startswith("Whether hints and DPO together help is not shown: with DLCM, round_1 against zero_shot")
-    assert len(lines) == 4
+    assert len(lines) == 5
 
 
 def test_verdict_of_equal_rows_and_of_no_rows() -> None:

@@ -147,6 +147,23 @@ def test_t_test_matches_the_printed_tables(t: float, degrees: int, exact: float)
     assert t_test(values) == pytest.approx(exact, rel=0.03)
 
 
+def test_equal_values_have_the_p_value_of_the_sign_test() -> None:
+    assert t_test(np.full(2, 0.1)) == 0.5
+    assert t_test(np.full(11, -0.1)) == 2**-10
+
+
+@pytest.mark.parametrize("users", [3, 5, 8])
+def test_few_users_seldom_look_sure(users: int) -> None:
+    """No replicate of so few lies beyond zero now and then: that is no reason for a p-value of next to nothing."""
+    rng = np.random.default_rng(users)
+    found = []
+    for trial in range(400):
+        values = rng.normal(size=users)
+        frame = frame_of({r: [(0, u, u, v if r == "a" else 0.0) for u, v in enumerate(values)] for r in "ab"})
+        found.append(paired_difference(frame, "a", "b", M, resamples=500, seed=trial).p)
+    assert np.mean(np.array(found) < 0.002) < 0.012
+
+
 @pytest.mark.parametrize("unit", ["user", "list"])
 def test_a_clear_difference_survives_hundreds_of_comparisons(unit: str) -> None:
     """The bootstrap alone says 1e-4 at best, and Holm multiplies that by the number of comparisons."""

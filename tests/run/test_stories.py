@@ -157,6 +157,15 @@ def test_verdict_of_a_run_in_which_nothing_works() -> None:
     assert "users" not in " ".join(lines)
 
 
+def test_an_agent_that_leaves_all_hints_out_is_not_said_to_choose_well() -> None:
+    """Hints only hurt, and it has learnt to give nobody one."""
+    lines = judge({"no_hint": 0, "random_hint": 6, "best_fixed_hint": 4, "ppo": 0})
+    assert line_with(lines, "ppo against best_fixed_hint").startswith(
+        "The agent does better than one hint for all, but"
+    )
+    assert line_with(lines, "ppo against random_hint").startswith("The agent does better than random hints, but")
+
+
 def test_verdict_calls_harm_harm() -> None:
     lines = judge({**SHIFTS, "no_hint": 20, "best_fixed_hint": 30, "ppo": 40, "random_hint": -1, "empty_prompt": 0})
     assert lines[0].startswith("The LLM ranks worse with the session than without it")

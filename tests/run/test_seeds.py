@@ -1,0 +1,91 @@
+"""Differences count in what another draw of training seeds would do."""
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lit_rec.run.comparisons import compare_rows, verdict
+from lit_rec.run.headline import Headline
+from lit_rec.run.seeds import seed_spread, seeds_of, with_seeds
+from lit_rec.run.statistics import Difference
+
+HEADLINE = Headline()
+
+
+def frames_of(shifts: dict[str, list[float]], users: int = 300, noise: float = 0.05, draw: int = 0) -> pl.DataFrame:
+    """Rows with a shift for each of their seeds; users differ alike in all of them."""
+    rng = np.random.default_rng(draw)
+    base = rng.random(users) * 0.5 + 0.2
+    parts = []
+    for row, by_seed in shifts.items():
+        for seed, shift in enumerate(by_seed):
+            value = base + shift + rng.normal(0, noise, users)
+            about = {"row": row, "reranker": "dlcm", "seed": seed, "fold": 0, "split": "test"}
+            parts.append(
+                pl.DataFrame({**about, "user": np.arange(users), "list": np.arange(users), "ndcg@5|kar": value})
+            )
+    return pl.concat(parts)
+
+
+def test_spread_by_hand() -> None:
+    pairs = [((0.1, 0.3),), ((0.0, 0.0, 0.3),), ((0.5,), (0.7,))]  # the last one: other users, nothing to compare
+    assert seed_spread(pairs) == pytest.approx(math.sqrt((0.02 + 0.06) / 3))
+    assert seed_spread([((0.5,),)]) == 0
+    assert [seeds_of(by_seed) for by_seed in pairs] == [2, 3, 0]
+
+
+def test_interval_and_p_value_by_hand() -> None:
+    gap = Difference(0.02, 0.02 - 1.96 * 0.003, 0.02 + 1.96 * 0.003, 1e-9, 100)
+    found = with_seeds(gap, ((0.01, 0.03),), 0.004 * math.sqrt(2))  # a mean over two seeds: 0.004 beside 0.003
+    assert (found.low, found.high) == pytest.approx((0.02 - 1.96 * 0.005, 0.02 + 1.96 * 0.005), abs=1e-6)
+    assert found.p == pytest.approx(math.erfc(4 / math.sqrt(2)), rel=1e-3)
+    assert with_seeds(gap, ((0.02,),), 0.5) == gap
+    same = Difference(0.0, 0.0, 0.0, 1.0, 100)
+    assert with_seeds(same, ((0.0, 0.0),), 0.5) == same  # rows that are equal whatever the seed
+
+
+def test_what_one_lucky_seed_did_is_not_sure() -> None:
+    """Over users +.02 is far beyond chance; from seed to seed the rows move by more than that."""
+    lucky = frames_of({"history_only": [0.0, 0.0], "zero_shot": [0.0, 0.01], "round_1": [-0.02, 0.06]})
+    (gap,) = [c for c in compare_rows(lucky, HEADLINE) if (c.row, c.against) == ("round_1", "zero_shot")]
+    assert gap.difference.mean == pytest.approx(0.015, abs=0.01)
+    assert not gap.sure
+    lines = verdict(compare_rows(lucky, HEADLINE), HEADLINE)
+    assert lines[0].startswith("Whether DPO helps is not shown")
+    assert "300 users and 2 training seeds" in lines[0]
+    assert lines[-1].startswith("Training seeds: with DLCM, the difference of two rows varies by 0.0")
+    steady = frames_of({"history_only": [0.0, 0.0], "zero_shot": [0.0, 0.01], "round_1": [0.02, 0.031]})
+    (gap,) = [c for c in compare_rows(steady, HEADLINE) if (c.row, c.against) == ("round_1", "zero_shot")]
+    assert gap.sure
+
+
+def test_one_seed_is_told() -> None:
+    one = frames_of({"zero_shot": [0.0], "round_1": [0.02]})
+    assert compare_rows(one, HEADLINE)[0].by_seed == ((pytest.approx(0.02, abs=0.01),),)
+    assert "trained with one seed" in verdict(compare_rows(one, HEADLINE), HEADLINE)[-1]
+
+
+def test_intervals_cover_the_truth_where_seeds_move_rows() -> None:
+    """Both draws again and again: users, and seeds that move a row by as much as the users' mean."""
+    rng, inside, over_users = np.random.default_rng(3), 0, 0
+    for trial in range(200):
+        rows = ("history_only", "zero_shot", "random_pairs", "round_1", "best_of_n")
+        shifts = {row: rng.normal(0, 0.01, 2).tolist() for row in rows}
+        found = compare_rows(frames_of(shifts, users=100, noise=0.07, draw=trial), HEADLINE, resamples=300)
+        (gap,) = [c.difference for c in found if (c.row, c.against) == ("round_1", "zero_shot")]
+        inside += gap.low <= 0 <= gap.high
+        over_users += abs(gap.mean) <= 1.96 * 0.07 / math.sqrt(100)
+    assert inside / 200 > 0.9
+    assert over_users / 200 < 0.85  # what the users alone would have said
+
+
+def test_seeds_of_other_users_are_no_seeds() -> None:
+    """Two runs of a sweep on samples of their own: what differs between them is users as well."""
+    one, two = frames_of({"zero_shot": [0.0], "round_1": [0.02]}), frames_of({"zero_shot": [0.0], "round_1": [0.06]})
+    two = two.with_columns(pl.col("user") + 1000, pl.col("list") + 1000, seed=pl.lit(1))
+    (gap,) = [c for c in compare_rows(pl.concat([one, two.select(one.columns)]), HEADLINE)]
+    assert len(gap.by_seed) == 2
+    assert seeds_of(gap.by_seed) == 0
+    assert gap.sure
