@@ -1,14 +1,16 @@
 """Configurations: the shipped ones compose, and every mistake is told with its cure."""
 
+import inspect
 import itertools
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, check, has_key
+from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, SASREC, check, has_key
 from lit_rec.config import configs_dir, instantiate, load_config, load_run
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import local_source
@@ -16,6 +18,7 @@ from lit_rec.metrics.ranking import METRICS
 from lit_rec.origins import COMMAND_LINE, DEFAULT, groups, origins, render_origins
 from lit_rec.rerankers.losses import LOSSES
 from lit_rec.rerankers.module import ARCHITECTURES
+from lit_rec.rerankers.sasrec import fit_sasrec
 from lit_rec.run.dev_run import AT_MOST, own_folder, shrinking
 
 EXPERIMENTS = sorted(p.name for p in configs_dir().glob("*.yaml"))
@@ -558,3 +561,28 @@ class TestInstantiate:
         with pytest.raises(UserError, match="_target_") as caught:
             instantiate(OmegaConf.create({}), "data")
         assert caught.value.where == "config key data"
+
+
+@pytest.mark.parametrize("name", ["j\u00fcrgen", "a,b", "a(b)", "a=b", "it's", "x[1]", "~home", "two words"])
+def test_a_checkout_may_lie_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / name / "configs"
+    shutil.copytree(configs_dir(), shipped)
+    monkeypatch.setattr("lit_rec.config.configs_dir", lambda: shipped)
+    path = write(tmp_path, (shipped / "quickstart.yaml").read_text())
+    assert load_config(path, ["llm=smollm2_135m"]).name == "quickstart"
+
+
+def test_what_sasrec_may_be_told_is_what_it_takes() -> None:
+    taken = set(inspect.signature(fit_sasrec).parameters)
+    assert set(SASREC) == taken - {"sequences", "n_items", "validation", "seed", "accelerator", "devices"}
+    with pytest.raises(UserError, match=r"evaluation\.sasrec: max_epoch") as caught:
+        load(QUICKSTARTS["re2llm"], "+evaluation.sasrec.max_epoch=3")
+    assert "max_epochs" in caught.value.fix
+
+
+def test_lists_longer_than_prm_knows_positions() -> None:
+    with pytest.raises(UserError, match=r"lists\.size: 120") as caught:
+        load("quickstart.yaml", "reranker=prm", "lists.size=120")
+    assert "+reranker.args.max_length=120" in caught.value.fix
+    assert load("quickstart.yaml", "reranker=prm", "lists.size=120", "+reranker.args.max_length=120").lists.size == 120
+    assert load("quickstart.yaml", "reranker=dlcm", "lists.size=120").lists.size == 120

@@ -7,13 +7,16 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from lit_rec.cli import main
+from lit_rec.config import load_config
 from lit_rec.llm.sampler import Sampler
 from lit_rec.run.results import FIELDS
+from lit_rec.run.sweep import is_finished
 from tests.worlds import BARE, USERS, World, assert_told, make_world
 
 CONTROLS = ["no_knowledge", "item_only", "history_only"]
@@ -311,6 +314,26 @@ class TestVariants:
         capsys.readouterr()
         line = ["fit", "--config", world.config, *BARE, *given, f"run.dir={run}", f"run.answers={world.run}/answers"]
         assert_told(capsys, main([*line, "knowledge.encode=both"]), "another configuration", "encode")
+
+    def test_killed_at_its_end_a_run_is_not_finished(
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its folder holds the files of the run before, whose configuration was another one."""
+        line = ["fit", "--config", world.config, f"run.dir={tmp_path}/run", f"run.answers={world.run}/answers", *BARE]
+        line += ["policy.rounds=0", "evaluation.controls.item_only=true"]
+        assert main(line) == 0
+        more = [*line, "evaluation.controls.history_only=true"]
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lit_rec.run.commands.write_results", killed)
+            main(more)
+        cfg = OmegaConf.to_container(load_config(world.config, more[3:]))
+        assert not is_finished(tmp_path / "run", cfg)
+        assert main(more) == 0
+        assert is_finished(tmp_path / "run", cfg)
 
     def test_refreshed_reward(self, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, "reward.refresh=true", "policy.rounds=2")

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -95,7 +96,9 @@ class Grow(RoundHooks):
             raise Crash
 
 
-def rounds_of(world: Planted, kind: type[HintAgent], folder: Path, crash: str = "", **arguments: Any) -> FittedAgent:
+def rounds_of(
+    world: Planted, kind: type[HintAgent], folder: Path, crash: str = "", lr: float = 0.1, **arguments: Any
+) -> FittedAgent:
     agent = kind(
         world.states,
         world.environment(0),
@@ -103,13 +106,23 @@ def rounds_of(world: Planted, kind: type[HintAgent], folder: Path, crash: str = 
         settings=make_agent(world, **SETTINGS).settings,
         seed=4,
     )
-    rounds = RoundCallback(None, "round", 2, EPOCHS, folder / "last.ckpt")
+    loop = SimpleNamespace(run=SimpleNamespace(path=folder))
+    rounds = RoundCallback(loop, "round", 2, EPOCHS, folder / "last.ckpt", {"agent": {"lr": lr}})
     return fit(world, agent, epochs=2 * EPOCHS, callbacks=[Grow(world, crash), rounds], **arguments)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(world: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[type[HintAgent], FittedAgent]:
     return {kind: rounds_of(world, kind, tmp_path_factory.mktemp("undisturbed")) for kind in KINDS}
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(world: Planted, tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        rounds_of(world, KINDS[0], tmp_path, "epoch 1")
+    with pytest.raises(UserError, match="another configuration") as caught:
+        rounds_of(world, KINDS[0], tmp_path, lr=0.2, resume=tmp_path / "last.ckpt")
+    assert "agent.lr: 0.1 -> 0.2" in caught.value.why
+    assert "last.ckpt" in caught.value.where
 
 
 @pytest.mark.parametrize("crash", ["epoch 1", "middle of epoch 1", "begin 2", "epoch 2", "epoch 3"])

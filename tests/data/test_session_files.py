@@ -305,6 +305,7 @@ def test_the_real_movie_sessions(shared_data):
 def test_the_real_game_sessions(shared_data):
     folder = shared_data / "re2llm" / "game"
     items = TitleFile(path=str(folder / "titles.json"), item_noun="video game", verb="purchased")
+    assert items.describe() != TitleFile(path=str(folder / "titles.json")).describe()  # prompts say these words
     with pytest.raises(UserError, match="target in session") as error:
         SessionFiles(root=str(folder), items=items, test=100).load()
     assert error.value.where == f"{folder / 'train.jsonl'}:2"

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from lit_rec.cli import main
 from lit_rec.data.atomic import AtomicFiles
 from lit_rec.run import export, export_reranker
-from lit_rec.run.cards import licence
+from lit_rec.run.cards import base_model, licence
 from tests.worlds import BARE, TITLES, World, assert_told, make_world
 
 IDS = torch.tensor([[5, 9, 11, 7, 30, 4]])
@@ -197,6 +198,11 @@ class TestMistakes:
     def test_no_rounds(self, world: World, tmp_path: Path, capsys: Any) -> None:
         assert_told(capsys, main(command(world, tmp_path / "x", "policy.rounds=0")), "no adapter", "policy.rounds")
 
+    @pytest.mark.parametrize("spelling", ["{run}", "{run}/", "{run}/../{name}", "{root}/./{name}"])
+    def test_the_run_folder_may_be_written_in_any_way(self, spelling: str, world: World, tmp_path: Path) -> None:
+        folder = spelling.format(run=world.run, name=world.run.name, root=world.root)
+        assert main(["export", "--run", folder, "--output", str(tmp_path / "out")]) == 0
+
     def test_another_configuration(self, world: World, tmp_path: Path, capsys: Any) -> None:
         line = command(world, tmp_path / "x", "llm.temperature=0.5")
         assert_told(capsys, main(line), "another configuration", "llm.temperature: 1.0 -> 0.5")
@@ -241,6 +247,14 @@ class TestMistakes:
         assert_told(capsys, main(command(world, tmp_path / "y")), "No space left")
         assert [p.name for p in tmp_path.iterdir()] == ["x"]
         assert (tmp_path / "x/adapter/README.md").read_bytes() == before
+
+
+def test_a_model_that_servers_only_sample_is_named_by_its_weights() -> None:
+    server = {"model": "alias", "revision": "v2"}
+    trained = OmegaConf.create({"hub": "owner/name", "wheel": None, "revision": "main", "server": server})
+    assert base_model(trained, "owner/name", "0a1b")["name"] == "owner/name"
+    ranked = OmegaConf.create({"hub": None, "wheel": None, "revision": None, "server": server})
+    assert base_model(ranked, "", "")["name"] == "alias"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lit_rec.errors import UserError
-from lit_rec.run.folder import FORMAT, HOLDER, MANIFEST, RunFolder, publish, write_atomic
+from lit_rec.run.folder import FORMAT, HOLDER, MANIFEST, RunFolder, never, publish, write_atomic
 
 
 def writes(text: str, made: list[str]) -> Callable[[Path], dict[str, Any]]:
@@ -225,6 +225,21 @@ def test_a_damaged_stage_is_told_and_made_again_once_it_is_deleted(
         assert (run.run_stage("x/one", writes("again", []), key={}) / "file").read_text() == "again"
 
 
+def test_a_trained_stage_is_not_made_again_alone(tmp_path: Path) -> None:
+    """One fit leaves the policies of all rounds: a deleted one cannot be had from what is trained by now."""
+    with RunFolder(tmp_path) as run:
+        folder = run.run_stage("round_1/policy", writes("whole", []), key={})
+    cut(folder)
+    with RunFolder(tmp_path) as run, pytest.raises(UserError, match="is damaged") as caught:
+        run.run_stage("round_1/policy", writes("again", []), key={})
+    assert "--fresh" in caught.value.fix
+    shutil.rmtree(folder)
+    with RunFolder(tmp_path) as run, pytest.raises(UserError, match="policy or agent is missing") as caught:
+        run.run_stage("round_1/policy", never, key={})
+    assert "round_1" in caught.value.where
+    assert "--fresh" in caught.value.fix
+
+
 def test_a_name_is_given_once_everything_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files first, then the folders that name them, then the new name, then the folder that holds it."""
     happened: list[str] = []
@@ -276,7 +291,8 @@ def test_fresh_keeps_the_answers_alone(tmp_path: Path) -> None:
     made: list[str] = []
     with RunFolder(tmp_path) as run:
         run.run_stage("one", writes("1", made), key={"a": 1})
-    for name in ("results.json", "report.html", "answers/answers.jsonl", "checkpoints/x.ckpt", "adapter/a"):
+    left = ("results.json", "report.html", "checkpoints/x.ckpt", "adapter/a", "agent/a", "hints.json", "wandb_run")
+    for name in (*left, "answers/answers.jsonl", "csv/x/metrics.csv", "mlflow_runs.json"):
         write_atomic(tmp_path / name, "x")
     with RunFolder(tmp_path, fresh=True) as run:
         run.run_stage("one", writes("2", made), key={"a": 2})

@@ -203,6 +203,7 @@ def test_the_own_lists_stand_in_the_order_of_the_scores(runs: Runs, tmp_path: Pa
         (None, [("new", 3, 4)], [], ["--history without lists", "--input"]),
         ([("new", 7)], [("new", 3, 4)], ["prompt.template=preferences_v1"], ["another configuration", "template"]),
         ([("new", 7)], [("new", 3, 4)], ["knowledge.encode=both"], ["another configuration", "knowledge.encode"]),
+        ([("new", 7)], [("new", 3, 4)], ["policy.rounds=1"], ["another configuration", "policy.rounds"]),
     ],
 )
 def test_what_makes_no_sense_is_told(

@@ -72,6 +72,18 @@ class TestRatings:
         elsewhere = load_config(world.config, ["llm.hub=nobody/has-this-model"])
         assert "not on this machine" in token_count(elsewhere, messages)
 
+    def test_the_data_is_shown_as_it_stands(self, world: World, tmp_path: Path, capsys: Any) -> None:
+        """Neither Rich nor a terminal obeys it."""
+
+        def edit(lines: list[str]) -> list[str]:
+            cut = [line.rsplit("\t", 1)[0].replace("film1", "film1\x1b[2J") for line in lines[1:]]
+            return [lines[0], *(f"{line}\t[red] [/b]" for line in cut)]
+
+        printed, _ = told(capsys, world, edited(world, tmp_path / "data", "item", edit))
+        assert "[red] (60)" in printed
+        assert "[/b] (60)" in printed
+        assert "\x1b[2J" not in printed
+
     def test_duplicates(self, world: World, tmp_path: Path, capsys: Any) -> None:
         root = edited(world, tmp_path, "inter", lambda lines: [*lines, *lines[1:4]])
         printed, checks = told(capsys, world, root)
