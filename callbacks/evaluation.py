@@ -39,7 +39,7 @@ class RoundEvaluation(RoundHooks):
         fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 
         def build(work: Path) -> dict[str, Any]:
-            if number < rounds.finished:  # the weights are those of a later round
+            if rounds.passed(number):
                 never(work)
             policy.llm.save_adapter(work / "adapter")
             (work / "training.json").write_text(json.dumps(policy.epoch_means))

@@ -31,7 +31,7 @@ class ReflectionRounds(RoundHooks):
         rounds.loop.environment(number)  # visits the stages this agent was made from
 
         def build(work: Path) -> dict[str, Any]:
-            if number < rounds.finished:  # the weights are those of a later round
+            if rounds.passed(number):
                 never(work)
             return write_agent(work, policy, history) | rounds.cost(number)
 

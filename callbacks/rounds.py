@@ -57,6 +57,7 @@ class RoundCallback(Checkpoint):
         self.loop, self.policy_name, self.rounds, self.epochs = loop, policy_name, rounds, epochs
         self.checkpoint, self.key = checkpoint, canonical(dict(key))
         self.finished = 0
+        self.trained = 0  # epochs
         self.seconds: dict[int, float] = {}  # of training, per round
         self._epoch_began = 0.0
 
@@ -70,7 +71,8 @@ class RoundCallback(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds finished, and under which settings."""
-        return {"finished": self.finished, "seconds": self.seconds, "key": json.dumps(self.key)}
+        told = {"finished": self.finished, "trained": self.trained, "seconds": self.seconds}
+        return told | {"key": json.dumps(self.key)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rounds finished before the run was stopped.
@@ -81,12 +83,16 @@ class RoundCallback(Checkpoint):
         if found := differences(json.loads(state_dict.get("key", "{}")) or self.key, self.key):
             fix = "restore the value, choose another run.dir, or start anew with --fresh (LLM answers are kept)"
             raise other_configuration(self.loop.run.path, str(self.checkpoint), found, fix)
-        self.finished = int(state_dict["finished"])
+        self.finished, self.trained = int(state_dict["finished"]), int(state_dict.get("trained", 0))
         self.seconds = dict(state_dict["seconds"])
 
     def spent(self, number: int, since: float) -> None:
         """Count the time since then (`time.perf_counter`) as training of round `number`."""
         self.seconds[number] = self.seconds.get(number, 0.0) + time.perf_counter() - since
+
+    def passed(self, number: int) -> bool:
+        """Whether the weights are those of a later epoch than the last one of round `number`."""
+        return self.trained > number * self.epochs
 
     def cost(self, number: int) -> dict[str, float]:
         """What a manifest says of the training of a round, which went on before its stage was built."""
@@ -106,7 +112,8 @@ class RoundCallback(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; after the last epoch of a round end it and begin the next one."""
         ended = (trainer.current_epoch + 1) % self.epochs == 0
-        self.finished = (trainer.current_epoch + 1) // self.epochs
+        self.trained = trainer.current_epoch + 1
+        self.finished = self.trained // self.epochs
         self.spent(trainer.current_epoch // self.epochs + 1, self._epoch_began)
         self._save(trainer)
         if ended:

@@ -1,6 +1,7 @@
 """Whole runs of the recipe on a tiny world: what they leave behind, and every variant of the method."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,25 @@ class TestVariants:
             assert set(by_user.filter(pl.col("len") > 1)["split"]) <= {"train"}
         counts = json.loads((run / "stages/fold_0/zero_shot/pairs_best_worst/counts.json").read_text())
         assert counts["users"] == 5
+
+    def test_answers_that_are_made_again_are_those_of_their_state(self, world: World, tmp_path: Path) -> None:
+        """The advice on a damaged stage, followed: the texts of round 1 are not written by the untrained LLM."""
+        run = tmp_path / "run"
+        line = ["fit", "--config", world.config, *BARE, f"run.dir={run}", f"run.answers={tmp_path}/answers"]
+        assert main(line) == 0
+        folder = run / "stages/fold_0/round_1/answers"
+        before = pl.read_parquet(folder / "answers.parquet")
+        untrained = pl.read_parquet(run / "stages/fold_0/zero_shot/answers/answers.parquet")
+        shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "answers")
+        assert main(line) == 0
+        assert pl.read_parquet(folder / "answers.parquet").equals(before)
+        first = untrained.filter(pl.col("sample") == 0).sort("user")["text"]
+        assert not first.equals(before.sort("user")["text"])  # else any LLM would do
+
+    def test_random_pairs_have_their_counterpart(self, world: World, tmp_path: Path) -> None:
+        given = ["policy.rounds=2", "evaluation.rounds=false", "evaluation.controls.random_pairs=true"]
+        assert rows(self.fit(world, tmp_path, *given)) == {"random_pairs", "round_1", "round_2"}
 
     def test_another_encoding_is_another_row(
         self, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_rec import distributed
@@ -124,13 +125,29 @@ class LanguageModel:
         set_peft_model_state_dict(self.model, state)
         self.mark_adapter()
 
+    @contextmanager
+    def wearing(self, folder: Path | None) -> Iterator[None]:
+        """The adapter that `save_adapter` left in a folder, or none; afterwards the present one again."""
+        wanted = BASE if folder is None else _digest(load_file(folder / "adapter_model.safetensors"))
+        if wanted == self.adapter:
+            yield
+            return
+        before, loaded = self.adapter, "_loaded" in vars(self)
+        present = {name: tensor.clone() for name, tensor in self.adapter_state().items()} if loaded else None
+        if folder is None:
+            self.adapter = BASE
+        else:
+            self.load_adapter(load_file(folder / "adapter_model.safetensors"))
+        try:
+            yield
+        finally:
+            if folder is not None and present is not None:
+                self.load_adapter(present)
+            self.adapter = before
+
     def mark_adapter(self) -> None:
         """Name the adapter by its present weights: the name is part of every answer's key."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.adapter_state().items()):
-            digest.update(name.encode())
-            digest.update(tensor.float().numpy().tobytes())
-        self.adapter = digest.hexdigest()[:16]
+        self.adapter = _digest(self.adapter_state())
 
     def save_adapter(self, folder: Path) -> None:
         """Write a folder that `PeftModel.from_pretrained` reads."""
@@ -280,6 +297,15 @@ class LanguageModel:
     def reference(self, kind: str) -> Any:
         """Context in which the model is the reference policy: adapter off for "base", as it is for "previous"."""
         return self.model.disable_adapter() if kind == "base" else nullcontext()
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Name of an adapter by its weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _seed(key: str) -> int:

@@ -7,6 +7,7 @@ What differs where hints stand in the prompts is in `lit_rec.recipes.unified`.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,11 @@ class Loop:
         """Stages of this split that the answers of a state depend on."""
         return () if state == "zero_shot" else (f"{state}/policy",)
 
+    def as_in(self, state: str) -> AbstractContextManager[None]:
+        """The LLM with the adapter that a state has kept, whatever it has learnt since, or not yet."""
+        kept = next((name for name in self.made_by(state) if name.endswith("/policy")), None)
+        return self.llm.wearing(None if kept is None else self.run.stage(self.name(kept)) / "adapter")
+
     def states(self) -> list[tuple[int, str]]:
         """(number of rounds behind it, state) of every state of the LLM that has rewards."""
         names = [(0, "zero_shot"), *((k, f"round_{k}") for k in range(1, self.cfg.policy.rounds + 1))]
@@ -107,7 +113,8 @@ class Loop:
 
     def last_round(self, states: Sequence[str]) -> list[str]:
         """Of the states of all rounds those that have rows where only the last round is measured."""
-        return list(states[-1:])
+        judged = ["round_1"] if self.cfg.evaluation.controls.random_pairs else []  # what random pairs are held against
+        return list(dict.fromkeys([*judged, *states[-1:]]))
 
     def controls(self) -> list[tuple[int, str]]:
         """The control policies among the states."""
@@ -130,7 +137,7 @@ class Loop:
         counts = [samples if user in self.paired else 1 for user, _ in rows]
 
         def build(work: Path) -> dict[str, Any]:
-            with step(f"{state}: the LLM writes", sum(counts), "answers") as progress:
+            with step(f"{state}: the LLM writes", sum(counts), "answers") as progress, self.as_in(state):
                 given = self.llm.answers(self.prompts_of(state, [u for u, _ in rows]), counts, progress=progress)
             remember(self.cfg, "tokens", progress.extra, progress.seconds)
             table = pl.DataFrame(

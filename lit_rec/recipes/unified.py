@@ -94,7 +94,7 @@ class UnifiedLoop(Loop):
 
     def last_round(self, states: Sequence[str]) -> list[str]:
         """The first hints alone too, and the last ones without the last round of DPO: each part has its row."""
-        return list(dict.fromkeys([states[0], *states[-2:]]))
+        return list(dict.fromkeys([states[0], *super().last_round(states)[:-1], *states[-2:]]))
 
     def samples_of(self, state: str) -> int:
         """N answers where pairs are made of them."""

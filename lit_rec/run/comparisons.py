@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from lit_rec.run.headline import Comparison, Headline
-from lit_rec.run.seeds import seed_spread, with_seeds
+from lit_rec.run.seeds import count_seeds
 from lit_rec.run.statistics import PAIRED_RESAMPLES, Difference, holm, table_differences, user_table
 from lit_rec.run.stories import RERANKING, Story
 
@@ -81,49 +81,12 @@ def compare_rows(
         ]
         gaps = table_differences(mine, pairs, column, unit=unit, resamples=resamples, seed=seed)
         found += [(reranker, *pair, gap) for pair, gap in zip(pairs, gaps, strict=True)]
-    means = _seed_means(chosen, column, unit)
-    by_seed = [_by_seed(means, reranker, row, other) for reranker, row, other, _ in found]
-    spreads = {
-        name: seed_spread([one for (who, *_), one in zip(found, by_seed, strict=True) if who == name])
-        for name in {reranker for reranker, *_ in found}
-    }
-    told = [with_seeds(one[-1], gaps, spreads[one[0]]) for one, gaps in zip(found, by_seed, strict=True)]
-    corrected = holm([gap.p for gap in told])
+    told = count_seeds(chosen, column, unit, found)
+    corrected = holm([gap.p for gap, _ in told])
     return [
-        Comparison(reranker, row, other, gap, p, gaps)
-        for (reranker, row, other, _), gap, p, gaps in zip(found, told, corrected, by_seed, strict=True)
+        Comparison(reranker, row, other, gap, p, by_seed)
+        for (reranker, row, other, _), (gap, by_seed), p in zip(found, told, corrected, strict=True)
     ]
-
-
-def _seed_means(frames: pl.DataFrame, column: str, unit: str) -> dict[tuple[str, str], dict[int, tuple[int, float]]]:
-    """What every reranker's row has with each of its training seeds: which users, as a number, and their mean."""
-    keys = ["reranker", "row", "seed"]
-    who = pl.col("user").unique().sort().implode().hash().first().alias("who")
-    users = frames.group_by(keys).agg(who)
-    if unit == "user":
-        frames = frames.group_by([*keys, "user"]).agg(pl.col(column).mean())
-    found: dict[tuple[str, str], dict[int, tuple[int, float]]] = {}
-    means = frames.group_by(keys).agg(pl.col(column).cast(pl.Float64).mean()).join(users, on=keys)
-    for reranker, row, seed, mean, group in means.sort(keys).rows():
-        found.setdefault((reranker, row), {})[seed] = group, mean
-    return found
-
-
-def _by_seed(
-    means: Mapping[tuple[str, str], Mapping[int, tuple[int, float]]], reranker: str, row: str, against: str
-) -> tuple[tuple[float, ...], ...]:
-    """Differences of two rows with each seed that both have, those of the same users together.
-
-    A row that has one seed where the other has several needs none: it was not trained.
-    """
-    ours, theirs = means[reranker, row], means[reranker, against]
-    if len(theirs) == 1:
-        theirs = dict.fromkeys(ours, *theirs.values())
-    groups: dict[int, list[float]] = {}
-    for seed in ours:
-        if seed in theirs and ours[seed][0] == theirs[seed][0]:
-            groups.setdefault(ours[seed][0], []).append(ours[seed][1] - theirs[seed][1])
-    return tuple(tuple(gaps) for gaps in groups.values())
 
 
 def verdict(

@@ -71,6 +71,11 @@ class FinishedRun:
     rewards: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_REWARDS))
 
     @property
+    def flattered(self) -> bool:
+        """Whether the agent that picks hints was kept by the rewards of the held-out users of the curve."""
+        return any(one.get("heldout_flattered") for one in _states(self.path))
+
+    @property
     def story(self) -> Story:
         """The story of its recipe."""
         return STORIES[self.results[0]["task"]]

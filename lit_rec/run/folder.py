@@ -22,8 +22,8 @@ from lit_rec.errors import UserError
 
 MANIFEST = "manifest.json"
 HOLDER = ".holder.json"  # who uses the folder; the lock itself is the system's, and goes with the process
-FORMAT = 1
-TRAINED = ("/policy", "/agent")  # stages that one fit over all rounds leaves behind: none can be made again alone
+FORMAT = 2
+TRAINED = ("/policy", "/divergence", "/agent")  # what one fit over all rounds leaves: none can be made again alone
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LIBRARIES = ("torch", "lightning", "transformers", "peft", "polars")
 

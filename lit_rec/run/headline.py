@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lit_rec.run.seeds import BySeed, seeds_of
 from lit_rec.run.statistics import Difference
 
 LEVEL = 0.05
@@ -81,7 +82,7 @@ class Comparison:
     against: str
     difference: Difference
     p_holm: float
-    by_seed: tuple[tuple[float, ...], ...] = ()
+    by_seed: BySeed = ()
 
     @property
     def sure(self) -> bool:
@@ -125,6 +126,5 @@ def limit(c: Comparison, drawn: str = "user") -> str:
     if c.difference.low > 0 or c.difference.high < 0:
         return " Alone it would count; among this many comparisons it may be chance."
     half = (c.difference.high - c.difference.low) / 2
-    trained = sum(map(len, c.by_seed)) if any(len(gaps) > 1 for gaps in c.by_seed) else 0
-    seeds = f" and {trained} training seeds" if trained else ""
+    seeds = f" and {trained} training seeds" if (trained := seeds_of(c.by_seed)) else ""
     return f" With {c.difference.n} {drawn}s{seeds}, effects below about {half:.4f} cannot be told from chance here."

@@ -21,11 +21,11 @@ from lit_rec.run.finished import FinishedRun
 from lit_rec.run.headline import Comparison, Headline, claim, describe_difference, limit
 from lit_rec.run.reranking_story import split_name
 from lit_rec.run.results import metric_columns, result_rows
+from lit_rec.run.seeds import RUNS, BySeed, count_seeds, seeds_of
 from lit_rec.run.statistics import PAIRED_RESAMPLES, Difference, holm, table_differences, user_table
 from lit_rec.run.stories import Story
 
 _USERS = 1 << 40  # users of one population, at most
-_SEEDS = 1 << 20  # reranker or agent seeds of one run, at most
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Setting:
     def grounds(self) -> set[str]:
         """The candidate lists that were ordered."""
         return {run.ground for run in self.runs}
+
+    @property
+    def run_seeds(self) -> set[int]:
+        """The seeds of its runs."""
+        return {int(run.config["seed"]) for run in self.runs}
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def _section(runs: list[FinishedRun], resamples: int, seed: int) -> Section:
         [line for one in settings for line in _lines(one, story)],
         gaps,
         within,
-        _notes(settings, headline),
+        _notes(settings, headline) + _seed_notes(within, headline),
     )
 
 
@@ -212,7 +217,7 @@ def _joined(
             mine.select(
                 "row",
                 "reranker",
-                (pl.col("seed").cast(pl.Int64) + _SEEDS * seeds[run.config["seed"]]).alias("seed"),
+                (pl.col("seed").cast(pl.Int64) + RUNS * seeds[run.config["seed"]]).alias("seed"),
                 pl.col("fold").cast(pl.Int64),
                 "split",
                 (user + _USERS * populations[run.population]).alias("user"),
@@ -255,7 +260,7 @@ def _compare_settings(
     """Every row that two compared settings have, on the candidates and the users that both have."""
     column = headline.column()
     unit = "list" if headline.unit == "list" else "user"  # the frames call a session a user with one list
-    found: list[tuple[str, str, str, Difference]] = []
+    found: list[tuple[str, str, str, Difference, BySeed]] = []
     for n, m in against(settings):
         pair = (settings[n], settings[m])
         marked = [
@@ -272,10 +277,15 @@ def _compare_settings(
         }
         both = {row: (a, b) for row, (a, b) in both.items() if users.get(a, set()) & users.get(b, set())}
         gaps = table_differences(table, list(both.values()), column, unit=unit, resamples=resamples, seed=seed)
-        found += [(pair[0].letter, row, pair[1].letter, gap) for row, gap in zip(both, gaps, strict=True)]
+        named = [("", *rows, gap) for rows, gap in zip(both.values(), gaps, strict=True)]
+        told = count_seeds(pl.concat(marked), column, unit, named)
+        found += [(pair[0].letter, row, pair[1].letter, *one) for row, one in zip(both, told, strict=True)]
     # What a setting does not touch is no question that was asked: it must not make the others harder to answer.
-    corrected = holm([math.nan if equal(gap) else gap.p for *_, gap in found])
-    return [Comparison(*entry, 1.0 if equal(entry[-1]) else p) for entry, p in zip(found, corrected, strict=True)]
+    corrected = holm([math.nan if equal(gap) else gap.p for *_, gap, _ in found])
+    return [
+        Comparison(one, row, other, gap, 1.0 if equal(gap) else p, by_seed)
+        for (one, row, other, gap, by_seed), p in zip(found, corrected, strict=True)
+    ]
 
 
 def _in_common(one: Setting, other: Setting, column: str) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -285,8 +295,10 @@ def _in_common(one: Setting, other: Setting, column: str) -> tuple[pl.DataFrame,
     """
     keys = ["row", "ground", "user"]
     frames = [part.frames.filter(pl.col(column).is_not_null()) for part in (one, other)]
-    if set(frames[0]["run_seed"]) & set(frames[1]["run_seed"]):
+    if shared := sorted(set(frames[0]["run_seed"]) & set(frames[1]["run_seed"])):
         keys.append("run_seed")
+        run = pl.col("run_seed").replace_strict(shared, range(len(shared)), default=None, return_dtype=pl.Int64)
+        frames = [part.with_columns(seed=pl.col("seed") % RUNS + RUNS * run) for part in frames]  # the same for both
     return frames[0].join(frames[1], on=keys, how="semi"), frames[1].join(frames[0], on=keys, how="semi")
 
 
@@ -310,12 +322,23 @@ def _notes(settings: Sequence[Setting], headline: Headline) -> list[str]:
             f"only stand side by side."
         )
     for a, b in combinations(settings, 2):
-        if a.grounds & b.grounds and a.grounds != b.grounds:
+        if a.grounds & b.grounds and (a.grounds != b.grounds or a.run_seeds ^ b.run_seeds):
             notes.append(f"{a.letter} and {b.letter} are compared on the data of the seeds that both have.")
     twice = [one.letter for one in settings if _repeats(one.runs)]
     if twice:
         notes.append(f"Runs of one setting with the same seed are averaged like seeds: {', '.join(twice)}.")
     return notes
+
+
+def _seed_notes(within: Sequence[Comparison], headline: Headline) -> list[str]:
+    """In which settings nothing tells what another draw of training seeds would do."""
+    told = {c.reranker for c in within if seeds_of(c.by_seed)}
+    if not (alone := sorted({c.reranker for c in within} - told)):
+        return []
+    return [
+        f"In {', '.join(alone)} no {headline.drawn}s were measured under two training seeds: intervals and p-values "
+        f"are over {headline.drawn}s alone there (evaluation.seeds, or agent.seeds, above 1 adds them)."
+    ]
 
 
 def _repeats(runs: Sequence[FinishedRun]) -> bool:

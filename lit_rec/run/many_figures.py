@@ -91,9 +91,8 @@ def curves_figure(section: Section) -> Markup | None:
             colour, dash = _COLOURS[n % len(_COLOURS)], _DASHES[n // len(_COLOURS)]
             x, y = zip(*points, strict=True)
             marker = "o" if rounds or len(x) == 1 else ""
-            axes.plot(
-                x, y, linestyle=dash, marker=marker, color=colour, linewidth=1.5, markersize=4, label=short(one.name)
-            )
+            name = short(one.name) + ("*" if any(run.flattered for run in one.runs) else "")
+            axes.plot(x, y, linestyle=dash, marker=marker, color=colour, linewidth=1.5, markersize=4, label=name)
         ticks = sorted({at for _, points in lines for at, _ in points})
         if rounds:
             label_places(axes, ticks)

@@ -76,7 +76,7 @@ def section_table(section: Section) -> Group:
         title_justify="left",
         caption=Text(
             f"{headline.counting}; [low, high]: 95% interval over {headline.drawn}s. Differences: paired over "
-            f"{headline.drawn}s, p Holm-corrected."
+            f"{headline.drawn}s, with training seeds where there are several, p Holm-corrected."
         ),
         caption_justify="left",
     )
@@ -187,6 +187,7 @@ def _context(section: Section) -> dict[str, Any]:
         "within": _within(section) if several else [],
         "published": _published(section),
         "curves": curves_figure(section),
+        "flattered": any(run.flattered for one in section.settings for run in one.runs),
         "lengths": length_context(section),
         "not_drawn": max(0, len(section.settings) - MOST_LINES),
         "costs": _costs(section),

@@ -162,7 +162,7 @@ class PlannedRun(RunFolder):
         # A finished run's own stays until another one is finished, an unfinished one's until something is made anew: a
         # start that is refused leaves it as it was.
         self._kept = not distributed.main() or (self.path / "results.json").is_file()
-        if self._kept or (self.path / "config.yaml").is_file():
+        if self._kept or ((self.path / "config.yaml").is_file() and not fresh):
             return
         try:
             self._keep()

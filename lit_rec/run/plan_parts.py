@@ -83,7 +83,8 @@ def reranking_parts(cfg: DictConfig, sizes: Sizes, fold: str) -> Parts:
     states = [name for name in ("random_pairs", "best_of_n") if rounds and cfg.evaluation.controls[name]]
     numbers = range(1, rounds + 1)
     made = [name for k in numbers for name in ([f"hinted_{k}", f"round_{k}"] if hinted else [f"round_{k}"])]
-    last = list(dict.fromkeys([made[0], *made[-2:]])) if hinted else made[-1:]
+    judged = ["round_1"] if rounds and cfg.evaluation.controls.random_pairs else []
+    last = list(dict.fromkeys([*made[:hinted], *judged, *made[-1 - hinted :]]))
     return [*parts, _rows(cfg, [*states, *(made if cfg.evaluation.rounds else last)], fold)]
 
 

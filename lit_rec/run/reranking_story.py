@@ -164,7 +164,8 @@ def _seed_line(mine: Sequence[Comparison], reranker: str) -> list[str]:
     spread = seed_spread([c.by_seed for c in mine])
     return [
         f"Training seeds: with {reranker}, the difference of two rows varies by {spread:.4f} from seed to seed "
-        f"(standard deviation). Rows have {min(seeds)} of them; intervals and p-values of differences count that in."
+        f"(standard deviation). Rows have {min(seeds)} of them; intervals and p-values of differences count that in. "
+        "The LLM was sampled and tuned once: what another draw of that would do is in no number of one run."
     ]
 
 

@@ -219,7 +219,10 @@ def _reranker_table(
     table = Table(
         title=Text(f"{story.named(reranker)}: {headline.counting}"),
         title_justify="left",
-        caption=Text(f"[low, high]: 95% interval over {drawn}s. Differences: paired over {drawn}s, p Holm-corrected."),
+        caption=Text(
+            f"[low, high]: 95% interval over {drawn}s. Differences: paired over {drawn}s, with training seeds where "
+            "there are several, p Holm-corrected."
+        ),
         caption_justify="left",
     )
     table.add_column("row")

@@ -50,8 +50,8 @@ _CLAIMS = {
 
 
 _LEFT_OUT = {  # what a gain of the agent is worth where its hints are not shown to help: it may give nobody one
-    "best_fixed_hint": "The agent does better than one hint for all, but not by its hints: it may leave them out",
-    "random_hint": "The agent does better than random hints, but not by its hints: it may leave them out",
+    "best_fixed_hint": "The agent does better than one hint for all, not surely by its hints: it may leave them out",
+    "random_hint": "The agent does better than random hints, not surely by its hints: it may leave them out",
 }
 
 
@@ -72,7 +72,7 @@ def sentences(mine: Sequence[Comparison], means: Means, name: str, headline: Hea
             claimed = claim(c, words)
             if claimed == words[0] and c.row == "ppo" and c.against in _LEFT_OUT:
                 helped = found.get(("ppo", "no_hint"))
-                claimed = claimed if helped and _better(helped) else _LEFT_OUT[c.against]
+                claimed = claimed if not helped or _better(helped) else _LEFT_OUT[c.against]
             lines.append(f"{claimed}: {who}{c.row} against {c.against} is {gap}.{limit(c, headline.drawn)}")
     return lines + _oracle_line(means, who, headline) + _recommender_line(means, who, headline)
 

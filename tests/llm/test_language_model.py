@@ -194,6 +194,29 @@ def test_reference_is_the_base_or_the_present_adapter(folder: Path, tmp_path: Pa
         assert not torch.allclose(logits(llm.model), base)
 
 
+def test_an_adapter_is_worn_for_a_while(folder: Path, tmp_path: Path) -> None:
+    llm = make(folder, tmp_path / "store")
+    base = logits(llm.model)
+    move_adapter(llm)
+    llm.mark_adapter()
+    llm.save_adapter(tmp_path / "first")
+    name, first = llm.adapter, logits(llm.model)
+    with llm.wearing(tmp_path / "first"):  # it is the present one
+        assert llm.adapter == name
+    move_adapter(llm)
+    llm.mark_adapter()
+    later, second = llm.adapter, logits(llm.model)
+    assert later != name
+    with llm.wearing(tmp_path / "first"):
+        assert llm.adapter == name
+        torch.testing.assert_close(logits(llm.model), first)
+    assert llm.adapter == later
+    torch.testing.assert_close(logits(llm.model), second)
+    with llm.wearing(None), llm.for_sampling():
+        torch.testing.assert_close(logits(llm.model), base)
+    assert llm.adapter == later
+
+
 def test_saved_adapter_loads_with_peft(folder: Path, tmp_path: Path) -> None:
     llm = make(folder, tmp_path / "store")
     move_adapter(llm)

@@ -312,6 +312,29 @@ class TestNumbers:
         assert (gap.difference.mean, gap.difference.n) == (0.0, 40)
         assert line_of(section, "zero_shot", "B")["seeds"] == 2  # its own mean is over both
 
+    def test_seeds_count_between_settings_too(self, tmp_path: Path) -> None:
+        """B stands far above A with one reranker seed, and below it with the other."""
+        users, rows = list(range(60)), ("zero_shot",)
+        runs = []
+        for name, shifts in (("a", (0.0, 0.0)), ("b", (0.08, -0.02))):
+            parts = [list_frames(7 + n, users, rows, shift=shift) for n, shift in enumerate(shifts)]
+            parts = [part.with_columns(seed=pl.lit(n)) for n, part in enumerate(parts)]
+            config = configured(evaluation__seeds=2, policy__beta=0.1 if name == "a" else 1.0)
+            runs.append(write_run(tmp_path / name, pl.concat(parts), config=config))
+        section = one_section(*runs)
+        (gap,) = section.gaps
+        assert [len(gaps) for gaps in gap.by_seed] == [2]
+        assert not gap.sure
+        assert "is not shown to differ" in section.verdict()[0]
+
+    def test_where_seeds_are_not_counted_is_told(self, tmp_path: Path) -> None:
+        """Three runs, each on users of its own, with one reranker seed."""
+        for n in range(3):
+            frames = list_frames(n, list(range(40 * n, 40 * n + 40)))
+            write_run(tmp_path / str(n), frames, config=configured(seed=n), ground=n)
+        section = one_section(*(tmp_path / str(n) for n in range(3)))
+        assert [line for line in section.notes if line.startswith("In A no users were measured under two")]
+
     def test_folds_of_an_array_job_are_one_setting(self, tmp_path: Path) -> None:
         parts = [list_frames(n, list(range(30 * n, 30 * n + 30)), fold=n) for n in range(2)]
         folders = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from lit_rec.cli import main
@@ -230,6 +231,9 @@ class TestPlannedRun:
         ):
             run.run_stage("lists", lambda _: {}, key={"size": 20})
         assert load_run(folder).seed == 2  # a start that was refused has changed nothing
+        with PlannedRun(load("quickstart.yaml", f"run.dir={folder}", "seed=5"), fresh=True):
+            assert load_run(folder).seed == 5  # of what it was nothing is left
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(load("quickstart.yaml", f"run.dir={folder}", "seed=2")))
         (folder / "results.json").write_text("[]")
         with PlannedRun(load("quickstart.yaml", f"run.dir={folder}", "seed=3")):
             assert load_run(folder).seed == 2

@@ -8,8 +8,9 @@ import pytest
 
 from lit_rec.run.comparisons import compare_rows, verdict
 from lit_rec.run.headline import Headline
-from lit_rec.run.seeds import seed_spread, seeds_of, with_seeds
+from lit_rec.run.seeds import RUNS, seed_spread, seeds_of, with_seeds
 from lit_rec.run.statistics import Difference
+from lit_rec.run.stories import SESSIONS
 
 HEADLINE = Headline()
 
@@ -38,12 +39,15 @@ def test_spread_by_hand() -> None:
 
 def test_interval_and_p_value_by_hand() -> None:
     gap = Difference(0.02, 0.02 - 1.96 * 0.003, 0.02 + 1.96 * 0.003, 1e-9, 100)
-    found = with_seeds(gap, ((0.01, 0.03),), 0.004 * math.sqrt(2))  # a mean over two seeds: 0.004 beside 0.003
+    spread = 0.004 * math.sqrt(2)  # a mean over two seeds: 0.004 beside 0.003
+    found = with_seeds(gap, ((0.01, 0.03),), spread, freedom=10**6)
     assert (found.low, found.high) == pytest.approx((0.02 - 1.96 * 0.005, 0.02 + 1.96 * 0.005), abs=1e-6)
     assert found.p == pytest.approx(math.erfc(4 / math.sqrt(2)), rel=1e-3)
-    assert with_seeds(gap, ((0.02,),), 0.5) == gap
+    few = with_seeds(gap, ((0.01, 0.03),), spread, freedom=4)  # t = 2.776 in place of 1.96
+    assert few.high - 0.02 == pytest.approx(math.hypot(1.96 * 0.003, 2.776 * 0.004), rel=0.01)
+    assert with_seeds(gap, ((0.02,),), 0.5, 1) == gap
     same = Difference(0.0, 0.0, 0.0, 1.0, 100)
-    assert with_seeds(same, ((0.0, 0.0),), 0.5) == same  # rows that are equal whatever the seed
+    assert with_seeds(same, ((0.0, 0.0),), 0.5, 1) == same  # rows that are equal whatever the seed
 
 
 def test_what_one_lucky_seed_did_is_not_sure() -> None:
@@ -56,7 +60,7 @@ def test_what_one_lucky_seed_did_is_not_sure() -> None:
     assert lines[0].startswith("Whether DPO helps is not shown")
     assert "300 users and 2 training seeds" in lines[0]
     assert lines[-1].startswith("Training seeds: with DLCM, the difference of two rows varies by 0.0")
-    steady = frames_of({"history_only": [0.0, 0.0], "zero_shot": [0.0, 0.01], "round_1": [0.02, 0.031]})
+    steady = frames_of({"history_only": [0.0, 0.0, 0.0], "zero_shot": [0.0, 0.01, 0.0], "round_1": [0.03, 0.041, 0.03]})
     (gap,) = [c for c in compare_rows(steady, HEADLINE) if (c.row, c.against) == ("round_1", "zero_shot")]
     assert gap.sure
 
@@ -67,24 +71,51 @@ def test_one_seed_is_told() -> None:
     assert "trained with one seed" in verdict(compare_rows(one, HEADLINE), HEADLINE)[-1]
 
 
-def test_intervals_cover_the_truth_where_seeds_move_rows() -> None:
-    """Both draws again and again: users, and seeds that move a row by as much as the users' mean."""
-    rng, inside, over_users = np.random.default_rng(3), 0, 0
+@pytest.mark.parametrize(("rows", "seeds"), [(2, 2), (3, 2), (6, 2), (3, 3)])
+def test_intervals_cover_the_truth_where_seeds_move_rows(rows: int, seeds: int) -> None:
+    """Both draws again and again: users, and seeds that move a row by more than the users do."""
+    rng, inside, over_users = np.random.default_rng(rows + seeds), 0, 0
+    names = ("zero_shot", "round_1", "history_only", "random_pairs", "best_of_n", "item_only")[:rows]
     for trial in range(200):
-        rows = ("history_only", "zero_shot", "random_pairs", "round_1", "best_of_n")
-        shifts = {row: rng.normal(0, 0.01, 2).tolist() for row in rows}
-        found = compare_rows(frames_of(shifts, users=100, noise=0.07, draw=trial), HEADLINE, resamples=300)
+        shifts = {row: rng.normal(0, 0.01, seeds).tolist() for row in names}
+        found = compare_rows(frames_of(shifts, users=100, noise=0.05, draw=trial), HEADLINE, resamples=300)
         (gap,) = [c.difference for c in found if (c.row, c.against) == ("round_1", "zero_shot")]
         inside += gap.low <= 0 <= gap.high
-        over_users += abs(gap.mean) <= 1.96 * 0.07 / math.sqrt(100)
-    assert inside / 200 > 0.9
+        over_users += abs(gap.mean) <= 1.96 * 0.05 * math.sqrt(2 / seeds / 100)
+    assert inside / 200 > 0.92
     assert over_users / 200 < 0.85  # what the users alone would have said
+
+
+def test_rows_that_need_no_seed_stand_for_all_of_a_run() -> None:
+    """Agents of three runs with three seeds each, on sessions of their own, against one row that was not trained."""
+    parts = []
+    for run in range(3):
+        one = frames_of({"no_hint": [0.0], "ppo": [0.01, 0.02, 0.03]}, draw=run)
+        parts.append(one.with_columns(pl.col("user") + 1000 * run, pl.col("seed") + RUNS * run))
+    frames = pl.concat(parts)
+    renamed = frames.rename({"ndcg@5|kar": "ndcg@10|standard"})
+    found = compare_rows(renamed, Headline(10, "standard", "session"), story=SESSIONS)
+    (gap,) = found
+    assert [len(gaps) for gaps in gap.by_seed] == [3, 3, 3]
+    assert seeds_of(gap.by_seed) == 9
+
+
+def test_runs_on_the_same_users_are_what_is_drawn() -> None:
+    """What differs from run to run moves all rerankers of a run together: they are one draw of it."""
+    parts = []
+    for run, shift in enumerate((0.0, 0.06)):
+        one = frames_of({"zero_shot": [0.0, 0.0], "round_1": [shift, shift + 0.001]}, draw=run)
+        parts.append(one.with_columns(pl.col("seed") + RUNS * run))
+    (gap,) = compare_rows(pl.concat(parts), HEADLINE)
+    assert [len(gaps) for gaps in gap.by_seed] == [2]
+    assert gap.by_seed[0][1] - gap.by_seed[0][0] == pytest.approx(0.06, abs=0.01)
+    assert not gap.sure
 
 
 def test_seeds_of_other_users_are_no_seeds() -> None:
     """Two runs of a sweep on samples of their own: what differs between them is users as well."""
     one, two = frames_of({"zero_shot": [0.0], "round_1": [0.02]}), frames_of({"zero_shot": [0.0], "round_1": [0.06]})
-    two = two.with_columns(pl.col("user") + 1000, pl.col("list") + 1000, seed=pl.lit(1))
+    two = two.with_columns(pl.col("user") + 1000, pl.col("list") + 1000, seed=pl.lit(RUNS))
     (gap,) = [c for c in compare_rows(pl.concat([one, two.select(one.columns)]), HEADLINE)]
     assert len(gap.by_seed) == 2
     assert seeds_of(gap.by_seed) == 0

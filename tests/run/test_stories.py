@@ -161,9 +161,9 @@ def test_an_agent_that_leaves_all_hints_out_is_not_said_to_choose_well() -> None
     """Hints only hurt, and it has learnt to give nobody one."""
     lines = judge({"no_hint": 0, "random_hint": 6, "best_fixed_hint": 4, "ppo": 0})
     assert line_with(lines, "ppo against best_fixed_hint").startswith(
-        "The agent does better than one hint for all, but"
+        "The agent does better than one hint for all, not surely by its hints"
     )
-    assert line_with(lines, "ppo against random_hint").startswith("The agent does better than random hints, but")
+    assert line_with(lines, "ppo against random_hint").startswith("The agent does better than random hints, not")
 
 
 def test_verdict_calls_harm_harm() -> None:
