@@ -198,13 +198,11 @@ def test_an_adapter_is_worn_for_a_while(folder: Path, tmp_path: Path) -> None:
     llm = make(folder, tmp_path / "store")
     base = logits(llm.model)
     move_adapter(llm)
-    llm.mark_adapter()
     llm.save_adapter(tmp_path / "first")
     name, first = llm.adapter, logits(llm.model)
     with llm.wearing(tmp_path / "first"):  # it is the present one
         assert llm.adapter == name
-    move_adapter(llm)
-    llm.mark_adapter()
+    move_adapter(llm, scale=0.6)
     later, second = llm.adapter, logits(llm.model)
     assert later != name
     with llm.wearing(tmp_path / "first"):

@@ -206,7 +206,7 @@ def spoil(text: str) -> Callable[[Path], None]:
         (spoil("{"), "manifest.json cannot be read"),
         (spoil("[1]"), "manifest.json cannot be read"),
         (spoil("[" * 100_000), "manifest.json cannot be read"),
-        (spoil('{"format": 1, "key": 3}'), "manifest.json holds no key"),
+        (spoil(json.dumps({"format": FORMAT, "key": 3})), "manifest.json holds no key"),
     ],
 )
 def test_a_damaged_stage_is_told_and_made_again_once_it_is_deleted(
