@@ -219,6 +219,8 @@ def _check_rlrf(cfg: DictConfig) -> None:
 
 
 def _check_unified(cfg: DictConfig) -> None:
+    if cfg.agent.pick == "none":
+        return  # RLRF4Rec, and nothing more
     if cfg.policy.rounds < 1:
         raise _bad("policy.rounds", cfg.policy.rounds, "at least 1: hints are written in rounds")
     if cfg.reward.refresh:

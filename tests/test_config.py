@@ -586,3 +586,9 @@ def test_lists_longer_than_prm_knows_positions() -> None:
     assert "+reranker.args.max_length=120" in caught.value.fix
     assert load("quickstart.yaml", "reranker=prm", "lists.size=120", "+reranker.args.max_length=120").lists.size == 120
     assert load("quickstart.yaml", "reranker=dlcm", "lists.size=120").lists.size == 120
+
+
+def test_without_hints_the_unified_recipe_may_have_no_rounds() -> None:
+    with pytest.raises(UserError, match=r"policy\.rounds: 0"):
+        load("quickstart_unified.yaml", "policy.rounds=0")
+    assert load("quickstart_unified.yaml", "policy.rounds=0", "agent.pick=none").policy.rounds == 0
