@@ -39,13 +39,11 @@ class RoundEvaluation(RoundHooks):
         fresh = not loop.run.done(loop.name(f"{state}/divergence"))
 
         def build(work: Path) -> dict[str, Any]:
-            if rounds.passed(number):
-                never(work)
             policy.llm.save_adapter(work / "adapter")
             (work / "training.json").write_text(json.dumps(policy.epoch_means))
             return {"adapter": policy.llm.adapter, **policy.epoch_means, **rounds.cost(number)}
 
-        loop.keep_policy(state, before, self.rule, policy.cfg, build)
+        loop.keep_policy(state, before, self.rule, policy.cfg, never if rounds.passed(number) else build)
         loop.answers(state)
         loop.rewards(state)
         self._divergence(policy, rounds, state)

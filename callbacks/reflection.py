@@ -31,11 +31,9 @@ class ReflectionRounds(RoundHooks):
         rounds.loop.environment(number)  # visits the stages this agent was made from
 
         def build(work: Path) -> dict[str, Any]:
-            if rounds.passed(number):
-                never(work)
             return write_agent(work, policy, history) | rounds.cost(number)
 
-        rounds.loop.keep_agent(f"round_{number}/agent", number, build)
+        rounds.loop.keep_agent(f"round_{number}/agent", number, never if rounds.passed(number) else build)
 
 
 def write_agent(work: Path, agent: HintAgent, history: Sequence[dict[str, float]]) -> dict[str, Any]:

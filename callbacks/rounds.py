@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import lightning as L
@@ -52,11 +51,10 @@ class RoundCallback(Checkpoint):
         rounds: int,
         epochs: int,
         checkpoint: Path,
-        key: Mapping[str, Any] = MappingProxyType({}),
+        key: Mapping[str, Any],
     ) -> None:
         self.loop, self.policy_name, self.rounds, self.epochs = loop, policy_name, rounds, epochs
         self.checkpoint, self.key = checkpoint, canonical(dict(key))
-        self.finished = 0
         self.trained = 0  # epochs
         self.seconds: dict[int, float] = {}  # of training, per round
         self._epoch_began = 0.0
@@ -70,25 +68,29 @@ class RoundCallback(Checkpoint):
         return self.loop.pairs_from(self.policy_name, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rounds finished, and under which settings."""
-        told = {"finished": self.finished, "trained": self.trained, "seconds": self.seconds}
-        return told | {"key": json.dumps(self.key)}
+        """Epochs trained, and under which settings."""
+        return {"trained": self.trained, "seconds": self.seconds, "key": json.dumps(self.key)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Rounds finished before the run was stopped.
+        """Epochs trained before the run was stopped.
 
         Raises:
             UserError: They were trained with other settings.
         """
-        if found := differences(json.loads(state_dict.get("key", "{}")) or self.key, self.key):
+        if found := differences(json.loads(state_dict["key"]), self.key):
             fix = "restore the value, choose another run.dir, or start anew with --fresh (LLM answers are kept)"
             raise other_configuration(self.loop.run.path, str(self.checkpoint), found, fix)
-        self.finished, self.trained = int(state_dict["finished"]), int(state_dict.get("trained", 0))
+        self.trained = int(state_dict["trained"])
         self.seconds = dict(state_dict["seconds"])
 
     def spent(self, number: int, since: float) -> None:
         """Count the time since then (`time.perf_counter`) as training of round `number`."""
         self.seconds[number] = self.seconds.get(number, 0.0) + time.perf_counter() - since
+
+    @property
+    def finished(self) -> int:
+        """Rounds whose last epoch is trained."""
+        return self.trained // self.epochs
 
     def passed(self, number: int) -> bool:
         """Whether the weights are those of a later epoch than the last one of round `number`."""
@@ -113,7 +115,6 @@ class RoundCallback(Checkpoint):
         """Save; after the last epoch of a round end it and begin the next one."""
         ended = (trainer.current_epoch + 1) % self.epochs == 0
         self.trained = trainer.current_epoch + 1
-        self.finished = self.trained // self.epochs
         self.spent(trainer.current_epoch // self.epochs + 1, self._epoch_began)
         self._save(trainer)
         if ended:

@@ -131,6 +131,10 @@ class World:
     def _fitted(self, chosen: np.ndarray) -> Ranker:
         return bpr_ranker(self.u[chosen], self.i[chosen], self.history, self.n_items, self.seed)
 
+    def popular_for(self, users: np.ndarray) -> Iterator[tuple[np.ndarray, Ranker]]:
+        """The one model that counts for all users [n] of lists, as `bpr_for` gives its own."""
+        yield np.ones(len(users), dtype=bool), popularity_ranker(self.popularity(), len(self.history))
+
     def bpr_for(self, users: np.ndarray) -> Iterator[tuple[np.ndarray, Ranker]]:
         """Models for the users [n] of lists, each with [n] bool, whose it is: one that has seen nobody's targets.
 
@@ -269,9 +273,7 @@ def order_candidates(
     items, labels = np.take_along_axis(items, order, 1), np.take_along_axis(labels, order, 1)
     if initial_ranker is not None:
         scores = np.empty(items.shape)
-        everybody = popularity_ranker(world.popularity(), len(world.history))
-        bpr = initial_ranker == "bpr"
-        for mine, ranker in world.bpr_for(owner) if bpr else [(np.ones(len(owner), dtype=bool), everybody)]:
+        for mine, ranker in world.bpr_for(owner) if initial_ranker == "bpr" else world.popular_for(owner):
             rows = mine.nonzero()[0]
             for at in range(0, len(rows), 65536):
                 chunk = rows[at : at + 65536]

@@ -111,9 +111,8 @@ class LanguageModel:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def reset_adapter(self) -> None:
-        """Back to the untrained adapter, which changes nothing; a model that is not loaded yet will be loaded so."""
-        if "_loaded" in vars(self):
-            self.load_adapter(self._loaded[2])
+        """Back to the untrained adapter, which changes nothing."""
+        self.load_adapter(self._loaded[2])
         self.adapter = BASE
 
     def adapter_state(self) -> dict[str, Tensor]:
@@ -128,20 +127,17 @@ class LanguageModel:
     @contextmanager
     def wearing(self, folder: Path | None) -> Iterator[None]:
         """The adapter that `save_adapter` left in a folder, or none; afterwards the present one again."""
-        wanted = BASE if folder is None else _digest(load_file(folder / "adapter_model.safetensors"))
-        if wanted == self.adapter:
-            yield
-            return
-        before, loaded = self.adapter, "_loaded" in vars(self)
-        present = {name: tensor.clone() for name, tensor in self.adapter_state().items()} if loaded else None
-        if folder is None:
-            self.adapter = BASE
-        else:
-            self.load_adapter(load_file(folder / "adapter_model.safetensors"))
+        kept = None if folder is None else load_file(folder / "adapter_model.safetensors")
+        before, wanted = self.adapter, BASE if kept is None else _digest(kept)
+        present: dict[str, Tensor] = {}
+        if kept is not None and wanted != before:
+            present = {name: tensor.clone() for name, tensor in self.adapter_state().items()}
+            self.load_adapter(kept)
+        self.adapter = wanted  # without one, the model is asked with its adapter off
         try:
             yield
         finally:
-            if folder is not None and present is not None:
+            if present:
                 self.load_adapter(present)
             self.adapter = before
 

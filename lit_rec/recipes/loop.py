@@ -98,7 +98,7 @@ class Loop:
         return () if state == "zero_shot" else (f"{state}/policy",)
 
     def as_in(self, state: str) -> AbstractContextManager[None]:
-        """The LLM with the adapter that a state has kept, whatever it has learnt since, or not yet."""
+        """The LLM with the adapter that a state has kept, whatever it has learnt since, here or on another split."""
         kept = next((name for name in self.made_by(state) if name.endswith("/policy")), None)
         return self.llm.wearing(None if kept is None else self.run.stage(self.name(kept)) / "adapter")
 
@@ -110,11 +110,6 @@ class Loop:
     def flattered(self, state: str) -> bool:
         """Whether something about a state was chosen by the rewards of the held-out users."""
         return False
-
-    def last_round(self, states: Sequence[str]) -> list[str]:
-        """Of the states of all rounds those that have rows where only the last round is measured."""
-        judged = ["round_1"] if self.cfg.evaluation.controls.random_pairs else []  # what random pairs are held against
-        return list(dict.fromkeys([*judged, *states[-1:]]))
 
     def controls(self) -> list[tuple[int, str]]:
         """The control policies among the states."""

@@ -69,7 +69,6 @@ def run_split(loop: Loop, hooks: Sequence[RoundHooks] = ()) -> pl.DataFrame:
     controls = cfg.evaluation.controls
     if not uses_llm(cfg):
         return evaluate(loop, [])
-    loop.llm.reset_adapter()  # the split before has left its own, tuned on users who are tested here
     loop.answers("zero_shot")
     loop.vectors("zero_shot")
     states = ["zero_shot"] if controls.zero_shot or controls.shuffled else []
@@ -83,8 +82,19 @@ def run_split(loop: Loop, hooks: Sequence[RoundHooks] = ()) -> pl.DataFrame:
         tune(loop, "round", rule=cfg.pairs.rule, rounds=cfg.policy.rounds, hooks=hooks)
         states += [name for _, name in loop.controls()]
         rounds = [name for _, name in loop.states() if name not in ("zero_shot", *states)]
-        states += rounds if cfg.evaluation.rounds else loop.last_round(rounds)
+        states += rounds if cfg.evaluation.rounds else last_rows(rounds, controls.random_pairs)
     return evaluate(loop, states)
+
+
+def last_rows(states: Sequence[str], random_pairs: bool) -> list[str]:
+    """Of the states of all rounds those that have rows where only the last round is measured.
+
+    With hints the first ones alone too, and the last ones without the last round of DPO: each part has its row. Random
+    pairs are held against round 1.
+    """
+    hinted = states[0].startswith("hinted_")
+    judged = ["round_1"] if random_pairs else []
+    return list(dict.fromkeys([*states[:1], *judged, *states[-2:]] if hinted else [*judged, *states[-1:]]))
 
 
 def uses_llm(cfg: DictConfig) -> bool:

@@ -92,10 +92,6 @@ class UnifiedLoop(Loop):
         """The agent is kept as it was in its best epoch, by the rewards of the texts that its hints lead to."""
         return self.round_of(state) > 0 and self.cfg.agent.pick in ("ppo", "full_information")
 
-    def last_round(self, states: Sequence[str]) -> list[str]:
-        """The first hints alone too, and the last ones without the last round of DPO: each part has its row."""
-        return list(dict.fromkeys([states[0], *super().last_round(states)[:-1], *states[-2:]]))
-
     def samples_of(self, state: str) -> int:
         """N answers where pairs are made of them."""
         return int(self.cfg.pairs.samples) if state.startswith("hinted_") else 1

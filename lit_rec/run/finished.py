@@ -56,6 +56,7 @@ class FinishedRun:
         users: Ids of the users that the numbers in `user` stand for; empty where the run does not tell.
         rewards: fold, user, round (place of the state), tokens and reward of the answers to training users that a
             report shows; without lines where no LLM was tuned.
+        flattered: Whether the agent that picks hints was kept by the rewards of the held-out users of the curve.
     """
 
     path: Path
@@ -69,11 +70,7 @@ class FinishedRun:
     curve: list[tuple[float, float]] = field(default_factory=list)
     users: list[str] = field(default_factory=list)
     rewards: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_REWARDS))
-
-    @property
-    def flattered(self) -> bool:
-        """Whether the agent that picks hints was kept by the rewards of the held-out users of the curve."""
-        return any(one.get("heldout_flattered") for one in _states(self.path))
+    flattered: bool = False
 
     @property
     def story(self) -> Story:
@@ -147,6 +144,7 @@ def read_run(path: str | Path) -> FinishedRun:
         _curve(path, config, _sessions(results)),
         users,
         rewards,
+        any(one.get("heldout_flattered") for one in _states(path)),
     )
     _check_means(run, again)
     return run

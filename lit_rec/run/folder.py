@@ -22,6 +22,8 @@ from lit_rec.errors import UserError
 
 MANIFEST = "manifest.json"
 HOLDER = ".holder.json"  # who uses the folder; the lock itself is the system's, and goes with the process
+WANDB_RUN = "wandb_run"  # the id of its W&B run
+MLFLOW_RUNS = "mlflow_runs.json"  # which MLflow run goes on when this one is resumed
 FORMAT = 2
 TRAINED = ("/policy", "/divergence", "/agent")  # what one fit over all rounds leaves: none can be made again alone
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -168,8 +170,8 @@ class RunFolder:
                 "agent",
                 "hints.json",
                 "csv",
-                "mlflow_runs.json",
-                "wandb_run",
+                MLFLOW_RUNS,
+                WANDB_RUN,
             ):
                 target = self.path / name
                 shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)

@@ -13,10 +13,7 @@ from omegaconf import DictConfig
 
 from lit_rec import distributed
 from lit_rec.errors import UserError
-from lit_rec.run.folder import write_atomic
-
-WANDB_RUN = "wandb_run"  # in the run folder: the id of its W&B run
-MLFLOW_RUNS = "mlflow_runs.json"  # in the run folder: which MLflow run goes on when this one is resumed
+from lit_rec.run.folder import MLFLOW_RUNS, WANDB_RUN, write_atomic
 
 
 @dataclass

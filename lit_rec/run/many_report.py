@@ -20,6 +20,7 @@ from lit_rec.run.many_lengths import length_context
 from lit_rec.run.progress import console
 from lit_rec.run.report import duration, page_environment
 from lit_rec.run.results import with_interval
+from lit_rec.run.round_report import FLATTERED
 
 TASKS = {"reranking": "Reranking", "session-ranking": "Session ranking"}
 RECIPES = {"rlrf": "RLRF4Rec", "unified": "RLRF4Rec with hints", "re2llm": "Re2LLM"}
@@ -187,7 +188,7 @@ def _context(section: Section) -> dict[str, Any]:
         "within": _within(section) if several else [],
         "published": _published(section),
         "curves": curves_figure(section),
-        "flattered": any(run.flattered for one in section.settings for run in one.runs),
+        "flattered": FLATTERED if any(run.flattered for one in section.settings for run in one.runs) else "",
         "lengths": length_context(section),
         "not_drawn": max(0, len(section.settings) - MOST_LINES),
         "costs": _costs(section),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from lit_rec.recipes.rlrf import needs_encoder, uses_llm
+from lit_rec.recipes.rlrf import last_rows, needs_encoder, uses_llm
 from lit_rec.recipes.session_rows import HINT_ROWS, uses_hints
 
 SAME_TOKENS = 8  # longest answer to whether two hints say the same (lit_rec/agent/reflection.py)
@@ -83,9 +83,9 @@ def reranking_parts(cfg: DictConfig, sizes: Sizes, fold: str) -> Parts:
     states = [name for name in ("random_pairs", "best_of_n") if rounds and cfg.evaluation.controls[name]]
     numbers = range(1, rounds + 1)
     made = [name for k in numbers for name in ([f"hinted_{k}", f"round_{k}"] if hinted else [f"round_{k}"])]
-    judged = ["round_1"] if rounds and cfg.evaluation.controls.random_pairs else []
-    last = list(dict.fromkeys([*made[:hinted], *judged, *made[-1 - hinted :]]))
-    return [*parts, _rows(cfg, [*states, *(made if cfg.evaluation.rounds else last)], fold)]
+    if made and not cfg.evaluation.rounds:
+        made = last_rows(made, cfg.evaluation.controls.random_pairs)
+    return [*parts, _rows(cfg, [*states, *made], fold)]
 
 
 def _samples(cfg: DictConfig, state: str, hinted: bool) -> int:

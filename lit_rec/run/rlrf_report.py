@@ -17,7 +17,7 @@ from lit_rec.run.hint_report import HintStory
 from lit_rec.run.report import write_report
 from lit_rec.run.reranking_story import place, state_name
 from lit_rec.run.results import with_interval
-from lit_rec.run.round_report import answered_states
+from lit_rec.run.round_report import FLATTERED, answered_states
 
 
 def report(
@@ -123,12 +123,6 @@ def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, An
         seconds = sum(stage_seconds(entry) for entry in mine)
         found.append({"round": number, **summarise(loop, state), "seconds": seconds, "validation": validation})
     return found
-
-
-FLATTERED = (
-    "* The agent that picks the hints was kept as it was in its best epoch by these users' rewards: they flatter it. "
-    "Test users were not looked at."
-)
 
 
 def round_table(rounds: list[dict[str, Any]]) -> Table:

@@ -16,6 +16,10 @@ PAIRS = 100  # at most in the page, per group
 EXAMPLES = 12  # of them not folded away
 TEXT = 2000  # characters of a prompt or an answer in the page
 BYTES = 800_000  # of a group's texts: the page has to stay a file that can be sent around, in any alphabet
+FLATTERED = (
+    "* The agent that picks the hints was kept as it was in its best epoch by these users' rewards: they flatter it. "
+    "Test users were not looked at."
+)
 _TEXTS = ("prompt", "chosen", "rejected")
 _POLICY_COLUMNS = (
     ("train_reward_mean", "mean reward", ".4f"),
@@ -51,7 +55,7 @@ def round_context(
         "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
         "length_figure": length_figure(rewards) if rewards is not None else None,
         "round_tables": _round_tables(rounds),
-        "flattered": any(r.get("heldout_flattered") for r in rounds),
+        "flattered": FLATTERED if any(r.get("heldout_flattered") for r in rounds) else "",
         "hinted": any(str(r.get("name")).startswith("hinted_") for r in rounds),
         "examples": _examples(pairs),
     }

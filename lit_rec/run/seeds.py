@@ -38,15 +38,15 @@ def count_seeds(
     """
     cells = _cells(frames, column, unit)
     by_seed = [_by_seed(cells[who, row], cells[who, other]) for who, row, other, _ in found]
-    told = []
-    for (who, _, _, gap), mine in zip(found, by_seed, strict=True):
+    spreads = {}
+    for who in {one[0] for one in found}:
         same = [n for n, one in enumerate(found) if one[0] == who and seeds_of(by_seed[n])]
         rows = {row for n in same for row in found[n][1:3]}
         trained = {row for row in rows if _several(cells[who, row])}
         contrasts = max(1, len(trained) - (trained == rows))
         freedom = contrasts * (min((seeds_of(by_seed[n]) for n in same), default=2) - 1)
-        told.append((with_seeds(gap, mine, seed_spread([by_seed[n] for n in same]), freedom), mine))
-    return told
+        spreads[who] = seed_spread([by_seed[n] for n in same]), freedom
+    return [(with_seeds(one[-1], mine, *spreads[one[0]]), mine) for one, mine in zip(found, by_seed, strict=True)]
 
 
 def _cells(frames: pl.DataFrame, column: str, unit: str) -> dict[tuple[str, str], dict[int, tuple[int, float]]]:

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_rec.cli import main
+from lit_rec.config import quoted
 from lit_rec.errors import UserError
-from lit_rec.run.sweep import NAME, expand, folder_name, make_plan, quoted
+from lit_rec.run.sweep import NAME, expand, folder_name, make_plan
 from tests.pages import EVIL
 from tests.session_worlds import make_session_world
 from tests.worlds import BARE, EXPERIMENT, World, assert_told, make_world, write_data
