@@ -237,6 +237,20 @@ def test_a_second_start_asks_nothing(world: World, monkeypatch: pytest.MonkeyPat
     assert {name: (world.run / name).read_bytes() for name in before} == before
 
 
+def test_hints_that_are_made_again_are_those_of_their_round(world: World) -> None:
+    """The advice on a damaged stage, followed: the hints of round 2 are not written by the untrained LLM."""
+    run = world.root / "damaged"
+    line = ["fit", "--config", world.config, *LEAN, f"run.dir={run}", f"run.answers={run}/answers"]
+    assert main(line) == 0
+    folder = run / "stages/fold_0/hints/round_2"
+    files = [folder / "hints/conversations.json", folder / "hints/hints.json", folder / "rewards/matrix.safetensors"]
+    before = [file.read_bytes() for file in files]
+    for made in (folder / "hints", folder / "rewards", run / "answers"):
+        shutil.rmtree(made)
+    assert main(line) == 0
+    assert [file.read_bytes() for file in files] == before
+
+
 def test_without_hints_it_is_the_single_recipe(world: World, tmp_path: Path) -> None:
     single = make_world(tmp_path)
     assert main(["fit", "--config", single.config, *LEAN]) == 0

@@ -7,6 +7,7 @@ describes (the unified loop). What follows is the same for both; "session" stand
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,10 @@ class HintLoop(ABC):
     def made_from(self, number: int) -> tuple[str, ...]:
         """Visit the stages that the reflection of round `number` rests on, and give their full names."""
 
+    def llm_of(self, number: int) -> AbstractContextManager[None]:
+        """The LLM as it is when round `number` begins."""
+        return nullcontext()
+
     def work(self, done: Step) -> tuple[str, int]:
         """What the LLM did in a step, as a plan counts it: the unit, and how many."""
         return "tokens", done.extra
@@ -163,7 +168,7 @@ class HintLoop(ABC):
         def build(work: Path) -> dict[str, Any]:
             sessions, errors = self.errors(number)
             mistakes = [self.mistake(s, number) for s in sessions.tolist()]
-            with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as talking:
+            with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as talking, self.llm_of(number):
                 talks = self.reflector.reflect(mistakes, talking)
             (work / "conversations.json").write_text(json.dumps(talks, indent=1, ensure_ascii=False))
             hints = written(
@@ -175,7 +180,8 @@ class HintLoop(ABC):
                 example=self.reflector.example,
                 titles={normalised(title or "") for title in self.about[0].items["title"]},
             )
-            trying = self._filter(hints, before, number)
+            with self.llm_of(number):
+                trying = self._filter(hints, before, number)
             base = HintBase([*before.hints, *hints])
             base.save(work / "hints.json")
             told = {"errors": errors, "conversations": len(talks), "hints": len(hints), **HintBase(hints).fates()}

@@ -1,7 +1,8 @@
 """Hints for describing users: whom the descriptions serve badly, and what a hint gains (METHODS 3)."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from typing import Any
 
 import polars as pl
@@ -80,6 +81,10 @@ class UserHints(HintLoop):
         """The state of the LLM that round `number` begins with."""
         return "zero_shot" if number == 1 else f"round_{number - 1}"
 
+    def llm_of(self, number: int) -> AbstractContextManager[None]:
+        """The LLM with the adapter that the round before has kept."""
+        return self.loop.as_in(self.before(number))
+
     def made_from(self, number: int) -> tuple[str, ...]:
         """The rewards of the descriptions so far."""
         self.loop.rewards(self.before(number))
@@ -90,13 +95,14 @@ class UserHints(HintLoop):
     def asked(self, number: int) -> TextEnvironment:
         """The LLM as it is in round `number`, and the reranker that judges what it writes."""
         if number not in self._asked:
-            self._asked[number] = TextEnvironment(self._values)
+            self._asked[number] = TextEnvironment(partial(self._values, number))
         return self._asked[number]
 
-    def _values(self, users: Tensor, hints: Hints, asked: AskedEnvironment) -> Tensor:
-        """Rewards [n] of the texts that the LLM writes now about users [n], each with its hint."""
+    def _values(self, number: int, users: Tensor, hints: Hints, asked: AskedEnvironment) -> Tensor:
+        """Rewards [n] of the texts that the LLM of round `number` writes about users [n], each with its hint."""
         prompts = self.ground.prompts.users(users.tolist(), hints)
-        given = self.ground.llm.answers(prompts, [1] * len(prompts), progress=asked.progress)
+        with self.llm_of(number):
+            given = self.ground.llm.answers(prompts, [1] * len(prompts), progress=asked.progress)
         return self.loop.judge.texts(users, [answers[0].text for answers in given])
 
     def cost(self, *steps: Step) -> dict[str, int]:
