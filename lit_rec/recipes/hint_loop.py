@@ -168,7 +168,8 @@ class HintLoop(ABC):
         def build(work: Path) -> dict[str, Any]:
             sessions, errors = self.errors(number)
             mistakes = [self.mistake(s, number) for s in sessions.tolist()]
-            with step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers") as talking, self.llm_of(number):
+            progress = step(f"round {number}: the LLM reflects", 3 * len(mistakes), "answers")
+            with progress as talking, self.llm_of(number):
                 talks = self.reflector.reflect(mistakes, talking)
             (work / "conversations.json").write_text(json.dumps(talks, indent=1, ensure_ascii=False))
             hints = written(
