@@ -26,6 +26,7 @@ from lit_rec.run.predict import final_reranker, predict
 from lit_rec.run.progress import console, tell_results
 from lit_rec.run.results import render_table, result_rows, write_results
 from lit_rec.run.rlrf_report import hint_story, report, round_summaries, round_table, run_cost
+from lit_rec.run.stories import RERANKING
 from lit_rec.run.validate_data import validate_data
 
 
@@ -49,7 +50,7 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
         headline = choose_headline(frames, convention=convention_of(cfg))
-        comparisons = compare_rows(frames, headline, seed=cfg.seed)
+        comparisons = compare_rows(RERANKING.with_layouts(frames, cfg), headline, seed=cfg.seed)
         rounds = round_summaries(loops[0], rows)
         write_atomic(run.path / "rounds.json", json.dumps(rounds, indent=1))
         hints, cost = hint_story(loops[0]), run_cost(run)

@@ -52,8 +52,8 @@ def compare_rows(
 ) -> list[Comparison]:
     """Compare every row with the rows it has to beat, for every reranker, on the headline metric.
 
-    Differences are over users, and over training seeds where rows have several (`with_seeds`). The p-values of all
-    these comparisons together are one family for Holm's correction.
+    Differences are over users, and over training seeds where rows have several (`with_seeds`). The p-values of a
+    reranker's comparisons together are one family for Holm's correction: others beside it change nothing.
 
     Args:
         frames: evaluation frames, concatenated.
@@ -82,10 +82,12 @@ def compare_rows(
         gaps = table_differences(mine, pairs, column, unit=unit, resamples=resamples, seed=seed)
         found += [(reranker, *pair, gap) for pair, gap in zip(pairs, gaps, strict=True)]
     told = count_seeds(chosen, column, unit, found)
-    corrected = holm([gap.p for gap, _ in told])
+    corrected: list[float] = []
+    for name in dict.fromkeys(one[0] for one in found):
+        corrected += holm([gap.p for one, (gap, *_) in zip(found, told, strict=True) if one[0] == name])
     return [
-        Comparison(reranker, row, other, gap, p, by_seed)
-        for (reranker, row, other, _), (gap, by_seed), p in zip(found, told, corrected, strict=True)
+        Comparison(reranker, row, other, gap, p, by_seed, spread)
+        for (reranker, row, other, _), (gap, by_seed, spread), p in zip(found, told, corrected, strict=True)
     ]
 
 

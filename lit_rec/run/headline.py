@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rec.run.seeds import BySeed, seeds_of
+from lit_rec.run.seeds import BySeed, Spread, seeds_of
 from lit_rec.run.statistics import Difference
 
 LEVEL = 0.05
@@ -75,6 +75,7 @@ class Comparison:
         difference: Over users.
         p_holm: Its p-value, corrected over the whole table.
         by_seed: The same difference of means with each training seed that both have, those of the same users together.
+        spread: How such differences vary from seed to seed; None where no seeds tell.
     """
 
     reranker: str
@@ -83,6 +84,7 @@ class Comparison:
     difference: Difference
     p_holm: float
     by_seed: BySeed = ()
+    spread: Spread | None = None
 
     @property
     def sure(self) -> bool:
@@ -127,4 +129,7 @@ def limit(c: Comparison, drawn: str = "user") -> str:
         return " Alone it would count; among this many comparisons it may be chance."
     half = (c.difference.high - c.difference.low) / 2
     seeds = f" and {trained} training seeds" if (trained := seeds_of(c.by_seed)) else ""
-    return f" With {c.difference.n} {drawn}s{seeds}, effects below about {half:.4f} cannot be told from chance here."
+    return (
+        f" With {c.difference.n} {drawn}s{seeds}, effects below about {half:.4f} cannot be told from chance here, "
+        "nor can somewhat larger ones among several comparisons."
+    )

@@ -3,7 +3,7 @@
 Runs that differ in nothing but their seed are one SETTING: a user's value is the mean over the seeds in which the user
 was measured, and users are the sample, as everywhere (lit_rec/run/statistics.py). Two settings are compared on the
 users both have, and only where both ordered the same candidates; the p-values of all these comparisons are one family
-for Holm's correction (without rows that are the same in both for every user), those of rows within a setting another.
+for Holm's correction (without rows that are the same in both for every user), those of rows within a setting one more.
 """
 
 import math
@@ -21,7 +21,7 @@ from lit_rec.run.finished import FinishedRun
 from lit_rec.run.headline import Comparison, Headline, claim, describe_difference, limit
 from lit_rec.run.reranking_story import split_name
 from lit_rec.run.results import metric_columns, result_rows
-from lit_rec.run.seeds import RUNS, BySeed, count_seeds, seeds_of
+from lit_rec.run.seeds import RUNS, count_seeds, seeds_of
 from lit_rec.run.statistics import PAIRED_RESAMPLES, Difference, holm, table_differences, user_table
 from lit_rec.run.stories import Story
 
@@ -61,6 +61,11 @@ class Setting:
     def run_seeds(self) -> set[int]:
         """The seeds of its runs."""
         return {int(run.config["seed"]) for run in self.runs}
+
+    def trained_like(self, other: "Setting") -> bool:
+        """Whether a seed gives its models the same initial weights and batches as those of another setting."""
+        mine, theirs = self.runs[0].config, other.runs[0].config
+        return all(mine.get(part) == theirs.get(part) for part in self.runs[0].story.trained)
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def _joined(
                 pl.lit(run.ground).alias("ground"),
                 pl.lit(run.config["seed"]).cast(pl.Int64).alias("run_seed"),
                 *columns,
-            )
+            ).pipe(run.story.with_layouts, run.config)
         )
     return pl.concat(parts)
 
@@ -260,12 +265,15 @@ def _compare_settings(
     """Every row that two compared settings have, on the candidates and the users that both have."""
     column = headline.column()
     unit = "list" if headline.unit == "list" else "user"  # the frames call a session a user with one list
-    found: list[tuple[str, str, str, Difference, BySeed]] = []
+    found: list[tuple[Any, ...]] = []
     for n, m in against(settings):
         pair = (settings[n], settings[m])
+        alike = all(one.trained_like(pair[0]) for one in pair)  # else a seed is another luck in each
         marked = [
             frames.with_columns(
-                pl.lit("").alias("reranker"), pl.concat_str(pl.lit(f"{one.letter}/"), "row").alias("row")
+                pl.lit("").alias("reranker"),
+                pl.concat_str(pl.lit(f"{one.letter}/"), "row").alias("row"),
+                pl.concat_str(pl.lit("" if alike else one.letter), "layout").alias("layout"),
             )
             for one, frames in zip(pair, _in_common(*pair, column), strict=True)
         ]
@@ -281,10 +289,10 @@ def _compare_settings(
         told = count_seeds(pl.concat(marked), column, unit, named)
         found += [(pair[0].letter, row, pair[1].letter, *one) for row, one in zip(both, told, strict=True)]
     # What a setting does not touch is no question that was asked: it must not make the others harder to answer.
-    corrected = holm([math.nan if equal(gap) else gap.p for *_, gap, _ in found])
+    corrected = holm([math.nan if equal(gap) else gap.p for *_, gap, _, _ in found])
     return [
-        Comparison(one, row, other, gap, 1.0 if equal(gap) else p, by_seed)
-        for (one, row, other, gap, by_seed), p in zip(found, corrected, strict=True)
+        Comparison(one, row, other, gap, 1.0 if equal(gap) else p, by_seed, spread)
+        for (one, row, other, gap, by_seed, spread), p in zip(found, corrected, strict=True)
     ]
 
 

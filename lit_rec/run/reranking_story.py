@@ -3,9 +3,12 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
 
 from lit_rec.run.headline import Comparison, Headline, claim, describe_difference, limit
-from lit_rec.run.seeds import seed_spread, seeds_of
+from lit_rec.run.seeds import seeds_of
 
 VARIANTS = ("both", "kar", "answer")  # how it reaches the reranker: with the history's vector, as KAR does, alone
 _FAMILIES = (
@@ -43,6 +46,24 @@ def round_number(row: str, kind: str = "round") -> int | None:
     """Return k of `round_k` (any variant), or of `hinted_k` where that kind is asked for, else None."""
     match = re.fullmatch(rf"{kind}_(\d+)", split_name(row)[0])
     return int(match[1]) if match else None
+
+
+def with_layouts(frames: pl.DataFrame, cfg: Mapping[str, Any]) -> pl.DataFrame:
+    """Add which inputs every row's reranker has, as `count_seeds` asks: none, one vector of the user, or two.
+
+    Args:
+        frames: An evaluation frame.
+        cfg: The run's configuration: rows of texts without a variant read what `knowledge.encode` says.
+    """
+    layouts = {row: _layout(row, cfg["knowledge"]["encode"]) for row in frames["row"].unique()}
+    return frames.with_columns(pl.col("row").replace_strict(layouts, return_dtype=pl.String).alias("layout"))
+
+
+def _layout(row: str, encode: str) -> str:
+    if row == "no_knowledge":
+        return "none"
+    plain = family(row) in ("item_only", "history_only", "history_shuffled")
+    return "both" if not plain and (split_name(row)[1] or encode) == "both" else "one"
 
 
 def place(state: str) -> float | None:
@@ -147,9 +168,10 @@ def _part_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -
         elif last and number == last:
             words = {"hinted": _BEYOND, "zero_shot": _LOOP if hinted else _DPO}.get(against)
         if words:
+            beside = " (text and history together)" if split_name(c.row)[1] == "both" else ""
             name = f"with {reranker}, {c.row} against {c.against} is"
             told = f"{name} {describe_difference(c)} in {headline.full_label()}.{limit(c)}"
-            (reward if words is _REWARD else lines).append(f"{claim(c, words)}: {told}")
+            (reward if words is _REWARD else lines).append(f"{claim(c, words)}{beside}: {told}")
     return lines + reward
 
 
@@ -161,12 +183,30 @@ def _seed_line(mine: Sequence[Comparison], reranker: str) -> list[str]:
             f"Each row of {reranker} was trained with one seed: how far another one moves it is in no interval here "
             "(evaluation.seeds=3 shows it)."
         ]
-    spread = seed_spread([c.by_seed for c in mine])
+    spreads = [
+        f"of rows that read {words} inputs by {among(found)}"
+        for words, alike in (("the same", True), ("different", False))
+        if (found := sorted({c.spread.deviation for c in mine if c.spread and c.spread.alike == alike}))
+    ]
+    few = (
+        " Few seeds tell the latter badly: evaluation.seeds=5 narrows it."
+        if len(spreads) > 1 and min(seeds) < 5
+        else ""
+    )
     return [
-        f"Training seeds: with {reranker}, the difference of two rows varies by {spread:.4f} from seed to seed "
-        f"(standard deviation). Rows have {min(seeds)} of them; intervals and p-values of differences count that in. "
+        f"Training seeds ({min(seeds)} a row): with {reranker}, the difference of two rows varies from one to the next "
+        f"(standard deviation), {', '.join(spreads)}; intervals and p-values of differences count that in.{few} "
         "The LLM was sampled and tuned once: what another draw of that would do is in no number of one run."
     ]
+
+
+def among(values: Sequence[float]) -> str:
+    """Write the least and the greatest of some numbers.
+
+    >>> among([0.01]), among([0.002, 0.01])
+    ('0.0100', '0.0020 to 0.0100')
+    """
+    return " to ".join(f"{value:.4f}" for value in dict.fromkeys((values[0], values[-1])))
 
 
 def _own_line(mine: Sequence[Comparison], reranker: str, headline: Headline) -> list[str]:

@@ -3,16 +3,21 @@
 An interval over users says what another draw of users would do. Rerankers of one row that differ by their training seed
 alone differ as well, often by more: a difference that holds for one draw of seeds may not hold for the next. What is
 counted is what was trained again: the rerankers of a run, or its agents; the LLM is sampled and tuned once per run.
+
+With one seed, rows of one layout (the same inputs, so the same initial weights and batches) are lucky or unlucky
+together. Two such rows differ from seed to seed by little, and pairs of them tell the spread together; a row against
+one of another layout differs by more, all such pairs by the same luck, so only further seeds tell more of it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 import polars as pl
 
-from lit_rec.run.statistics import Difference, t_quantile
+from lit_rec.run.statistics import Difference, t_p_value, t_quantile
 
 Z = NormalDist().inv_cdf(0.975)
 RUNS = 1 << 20  # seeds of one run, at most: a frame of several runs numbers those of the k-th from k * RUNS on
@@ -20,33 +25,73 @@ BySeed = tuple[
     tuple[float, ...], ...
 ]  # differences of two rows; those of the same users, which seeds tell apart, together
 Cell = Mapping[int, tuple[int, float]]  # seed -> (which users, as a number; their mean)
+Named = tuple[str, str, str, Difference]  # reranker, row, other row, their difference over users
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How differences of two rows vary from seed to seed.
+
+    Attributes:
+        deviation: Standard deviation.
+        freedom: Its degrees of freedom: few seeds tell it badly.
+        alike: Whether the rows are of one layout.
+    """
+
+    deviation: float
+    freedom: int
+    alike: bool
 
 
 def count_seeds(
-    frames: pl.DataFrame, column: str, unit: str, found: Sequence[tuple[str, str, str, Difference]]
-) -> list[tuple[Difference, BySeed]]:
+    frames: pl.DataFrame, column: str, unit: str, found: Sequence[Named]
+) -> list[tuple[Difference, BySeed, Spread | None]]:
     """Count training seeds into differences over users.
 
     Args:
-        frames: What the differences were made of: an evaluation frame, one split.
+        frames: What the differences were made of: an evaluation frame, one split. Where it has a column `layout`, rows
+            with the same one are trained alike; without it all are.
         column: The metric.
         unit: "user" or "list".
-        found: (reranker, row, other row, their difference over users).
+        found: The differences over users.
 
     Returns:
-        For each the difference as it is with seeds, and the differences by seed.
+        For each the difference with seeds, the differences by seed, and their spread: None where no seeds tell.
     """
     cells = _cells(frames, column, unit)
     by_seed = [_by_seed(cells[who, row], cells[who, other]) for who, row, other, _ in found]
-    spreads = {}
-    for who in {one[0] for one in found}:
-        same = [n for n, one in enumerate(found) if one[0] == who and seeds_of(by_seed[n])]
-        rows = {row for n in same for row in found[n][1:3]}
-        trained = {row for row in rows if _several(cells[who, row])}
-        contrasts = max(1, len(trained) - (trained == rows))
-        freedom = contrasts * (min((seeds_of(by_seed[n]) for n in same), default=2) - 1)
-        spreads[who] = seed_spread([by_seed[n] for n in same]), freedom
-    return [(with_seeds(one[-1], mine, *spreads[one[0]]), mine) for one, mine in zip(found, by_seed, strict=True)]
+    layouts = dict.fromkeys(cells, "")
+    if "layout" in frames.columns:
+        layouts = {(who, row): name for who, row, name in frames.select("reranker", "row", "layout").unique().rows()}
+    kinds = [(who, frozenset((layouts[who, row], layouts[who, other]))) for who, row, other, _ in found]
+    spreads: dict[tuple[str, frozenset[str]], Spread | None] = {}
+    for kind in set(kinds):
+        same = [n for n, one in enumerate(kinds) if one == kind and seeds_of(by_seed[n])]
+        alike = len(kind[1]) == 1
+        pairs = [found[n][1:3] for n in same]
+        trained = {row for pair in pairs for row in pair if _several(cells[kind[0], row])}
+        contrasts = _contrasts(pairs, trained) if alike else 1
+        freedom = contrasts * min((sum(len(gaps) - 1 for gaps in by_seed[n]) for n in same), default=0)
+        spreads[kind] = Spread(seed_spread([by_seed[n] for n in same]), freedom, alike) if same else None
+    told = [spreads[kind] for kind in kinds]
+    return [
+        (with_seeds(gap, mine, spread), mine, spread)
+        for (*_, gap), mine, spread in zip(found, by_seed, told, strict=True)
+    ]
+
+
+def _contrasts(pairs: Sequence[tuple[str, str]], trained: set[str]) -> int:
+    """How many of the differences of these pairs of rows follow from none of the others.
+
+    Args:
+        pairs: Rows that are compared.
+        trained: Those that have a luck of their own; one for which one training stands is a fixed point.
+    """
+    groups: list[set[str]] = []
+    for pair in pairs:
+        met = [group for group in groups if group & set(pair)]
+        groups = [group for group in groups if group not in met] + [set(pair).union(*met)]
+    return max(1, sum(len(group & trained) - (group <= trained) for group in groups))
 
 
 def _cells(frames: pl.DataFrame, column: str, unit: str) -> dict[tuple[str, str], dict[int, tuple[int, float]]]:
@@ -102,24 +147,48 @@ def seed_spread(pairs: Sequence[BySeed]) -> float:
     return math.sqrt(sum(float(((gaps - gaps.mean()) ** 2).sum()) for gaps in known) / freedom) if freedom else 0.0
 
 
-def with_seeds(gap: Difference, by_seed: BySeed, spread: float, freedom: int) -> Difference:
+def with_seeds(gap: Difference, by_seed: BySeed, spread: Spread | None) -> Difference:
     """Widen a difference's interval, and raise its p-value, by what another draw of training seeds would move it.
+
+    The half-widths of both draws, each by its own degrees of freedom, are added as the sides of a right angle; the
+    p-value is the level at which the interval ends at 0. One pooled number of degrees of freedom (Satterthwaite) covers
+    too little where two seeds happen to agree.
 
     Args:
         gap: Over users.
         by_seed: The difference with each seed.
         spread: Of such differences from seed to seed.
-        freedom: Degrees of freedom of the spread: few seeds tell it badly.
     """
     seeds = seeds_of(by_seed)
-    if not seeds or not math.isfinite(gap.low) or not any(any(gaps) for gaps in by_seed):
+    if not seeds or spread is None or not math.isfinite(gap.low) or not any(any(gaps) for gaps in by_seed):
         return gap
-    of_users, of_seeds = (gap.high - gap.low) / (2 * Z), spread / math.sqrt(seeds) * t_quantile(max(1, freedom)) / Z
-    whole = math.hypot(of_users, of_seeds)
-    if not whole:
+    of_users, of_seeds = (gap.high - gap.low) / (2 * Z), spread.deviation / math.sqrt(seeds)
+    if not of_users and not of_seeds:
         return gap
-    wider = whole / of_users if of_users else 1.0
-    low, high = (gap.mean + (bound - gap.mean) * wider for bound in (gap.low, gap.high))
-    if not of_users:
-        low, high = gap.mean - Z * whole, gap.mean + Z * whole
-    return Difference(gap.mean, low, high, max(gap.p, math.erfc(abs(gap.mean) / whole / math.sqrt(2))), gap.n)
+    freedom = max(1, spread.freedom)
+    far = t_quantile(freedom) * of_seeds
+    below, above = math.hypot(gap.mean - gap.low, far), math.hypot(gap.high - gap.mean, far)
+
+    def reach(p: float) -> float:
+        return math.hypot(_t_at(p, max(1, gap.n - 1)) * of_users, _t_at(p, freedom) * of_seeds)
+
+    p = _falling(reach, abs(gap.mean), 0.0, 1.0)
+    return Difference(gap.mean, gap.mean - below, gap.mean + above, max(gap.p, p), gap.n)
+
+
+def _t_at(p: float, degrees: int) -> float:
+    """The value of Student's t whose two-sided p-value this is."""
+    return _falling(lambda t: t_p_value(t, degrees), p, 0.0, 1e9)
+
+
+def _falling(function: Callable[[float], float], value: float, low: float, high: float) -> float:
+    """Where a falling function has a value, between two bounds that are not negative, to one part in a million."""
+    for _ in range(200):
+        middle = math.sqrt(low * high) if low else high / 1000
+        if function(middle) > value:
+            low = middle
+        else:
+            high = middle
+        if high < 1e-300 or (low and high / low < 1 + 1e-6):
+            break
+    return high

@@ -58,17 +58,19 @@ class Difference:
     n: int
 
 
-def t_quantile(degrees: int) -> float:
+def t_quantile(degrees: float) -> float:
     """Return the 97.5% point of Student's t, within 0.5% (Abramowitz and Stegun 26.7.5; exact for 1 and 2).
+
+    Broken degrees of freedom below 3 are rounded down.
 
     >>> round(t_quantile(10), 3)
     2.228
     """
     if degrees < 1:
         return math.nan
-    if degrees == 1:
+    if degrees < 2:
         return math.tan(math.pi * 0.475)
-    if degrees == 2:
+    if degrees < 3:
         return 0.95 * math.sqrt(2 / (1 - 0.95**2))
     z, v = _Z, float(degrees)
     terms = (
@@ -302,8 +304,24 @@ def _influence(columns: Array) -> Array:
     return a - b + (top_a - a * under_a) / under_a.mean() - (top_b - b * under_b) / under_b.mean()
 
 
+def t_p_value(t: float, degrees: float) -> float:
+    """Return the two-sided p-value of Student's t, by Wallace's (1959) normal deviate; exact for 1 and 2.
+
+    Broken degrees of freedom below 3 are rounded down.
+
+    >>> f"{t_p_value(2.228, 10):.3f}"
+    '0.050'
+    """
+    if degrees < 2:
+        return 1 - 2 / math.pi * math.atan(abs(t))
+    if degrees < 3:
+        return 1 - abs(t) / math.sqrt(2 + t * t)
+    z = (8 * degrees + 1) / (8 * degrees + 3) * math.sqrt(degrees * math.log1p(t * t / degrees))
+    return math.erfc(z / math.sqrt(2))
+
+
 def t_test(values: Array) -> float:
-    """Return the two-sided p-value of a mean of 0, by Wallace's (1959) normal deviate of Student's t.
+    """Return the two-sided p-value of a mean of 0.
 
     Equal values, which have no t, get that of the sign test.
 
@@ -313,9 +331,7 @@ def t_test(values: Array) -> float:
     n, spread = len(values), float(values.std(ddof=1))
     if spread <= 1e-12 * abs(float(values.mean())):
         return 2 * 0.5**n
-    v, t = n - 1, float(values.mean()) / spread * math.sqrt(n)
-    z = (8 * v + 1) / (8 * v + 3) * math.sqrt(v * math.log1p(t * t / v))
-    return math.erfc(z / math.sqrt(2))
+    return t_p_value(float(values.mean()) / spread * math.sqrt(n), n - 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

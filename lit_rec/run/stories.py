@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
+
 from lit_rec.run import reranking_story, session_story
 from lit_rec.run.headline import Comparison, Headline
 
@@ -28,6 +30,8 @@ class Story:
         row_order: Sort key of rows.
         wanted: Rows that a row must beat to have shown anything.
         sentences: What one reranker's comparisons and means show; the string names it where there are several.
+        with_layouts: (evaluation frame, configuration) -> the frame with a column `layout`: see `count_seeds`.
+        trained: Parts of the configuration that say what is trained anew with every seed.
     """
 
     task: str
@@ -44,6 +48,8 @@ class Story:
     row_order: Callable[[str], tuple[Any, ...]]
     wanted: Callable[[str], Sequence[str]]
     sentences: Callable[[Sequence[Comparison], Mapping[str, float], str, Headline], list[str]]
+    with_layouts: Callable[[pl.DataFrame, Mapping[str, Any]], pl.DataFrame]
+    trained: tuple[str, ...]
     marks: Mapping[str, str] = field(default_factory=dict)
 
     def has_to_beat(self, row: str, present: Sequence[str]) -> list[str]:
@@ -93,6 +99,8 @@ RERANKING = Story(
     row_order=reranking_story.row_order,
     wanted=reranking_story.wanted,
     sentences=reranking_story.sentences,
+    with_layouts=reranking_story.with_layouts,
+    trained=("reranker", "encoder"),
 )
 
 SESSIONS = Story(
@@ -120,4 +128,6 @@ SESSIONS = Story(
     row_order=session_story.row_order,
     wanted=session_story.wanted,
     sentences=session_story.sentences,
+    with_layouts=lambda frames, _: frames.with_columns(pl.lit("").alias("layout")),
+    trained=("agent", "encoder"),
 )

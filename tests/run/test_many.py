@@ -31,6 +31,7 @@ CONFIG: dict[str, Any] = {
     "seed": 1,
     "run": {"dir": "x"},
     "llm": {"name": "tiny", "hub": "a/b"},
+    "knowledge": {"encode": "answer"},
     "policy": {"beta": 0.1, "rounds": 1},
     "lists": {"protocol": "strict"},
     "evaluation": {"folds": 1, "only_folds": None, "seeds": 1, "ks": [5]},

@@ -8,7 +8,8 @@ import pytest
 
 from lit_rec.run.comparisons import compare_rows, verdict
 from lit_rec.run.headline import Headline
-from lit_rec.run.seeds import RUNS, seed_spread, seeds_of, with_seeds
+from lit_rec.run.reranking_story import with_layouts
+from lit_rec.run.seeds import RUNS, Spread, seed_spread, seeds_of, with_seeds
 from lit_rec.run.statistics import Difference
 from lit_rec.run.stories import SESSIONS
 
@@ -38,16 +39,72 @@ def test_spread_by_hand() -> None:
 
 
 def test_interval_and_p_value_by_hand() -> None:
-    gap = Difference(0.02, 0.02 - 1.96 * 0.003, 0.02 + 1.96 * 0.003, 1e-9, 100)
+    gap = Difference(0.02, 0.02 - 1.96 * 0.003, 0.02 + 1.96 * 0.003, 1e-9, 10**7)
     spread = 0.004 * math.sqrt(2)  # a mean over two seeds: 0.004 beside 0.003
-    found = with_seeds(gap, ((0.01, 0.03),), spread, freedom=10**6)
+    found = with_seeds(gap, ((0.01, 0.03),), Spread(spread, 10**7, True))
     assert (found.low, found.high) == pytest.approx((0.02 - 1.96 * 0.005, 0.02 + 1.96 * 0.005), abs=1e-6)
     assert found.p == pytest.approx(math.erfc(4 / math.sqrt(2)), rel=1e-3)
-    few = with_seeds(gap, ((0.01, 0.03),), spread, freedom=4)  # t = 2.776 in place of 1.96
-    assert few.high - 0.02 == pytest.approx(math.hypot(1.96 * 0.003, 2.776 * 0.004), rel=0.01)
-    assert with_seeds(gap, ((0.02,),), 0.5, 1) == gap
+    few = with_seeds(gap, ((0.01, 0.03),), Spread(spread, 4, True))  # t = 2.776 in place of 1.96
+    assert few.high - 0.02 == pytest.approx(math.hypot(1.96 * 0.003, 2.776 * 0.004), rel=0.003)
+    at = Difference(0.0, -1.96 * 0.003, 1.96 * 0.003, 1e-9, 10**7)
+    edge = Difference(few.high - 0.02, *(few.high - 0.02 + side for side in (at.low, at.high)), 1e-9, 10**7)
+    assert with_seeds(edge, ((0.01, 0.03),), Spread(spread, 4, True)).p == pytest.approx(0.05, rel=0.02)  # ends at 0
+    of_seeds = with_seeds(Difference(0.02, 0.02, 0.02, 1e-9, 9), ((0.01, 0.03),), Spread(spread, 2, False))
+    assert of_seeds.high - 0.02 == pytest.approx(4.303 * 0.004, rel=1e-3)
+    assert of_seeds.p == pytest.approx(1 - 5 / math.sqrt(27), rel=1e-5)  # t = 5 with 2 degrees, exactly
+    assert with_seeds(gap, ((0.02,),), Spread(0.5, 1, True)) == gap
+    assert with_seeds(gap, ((0.01, 0.03),), None) == gap
     same = Difference(0.0, 0.0, 0.0, 1.0, 100)
-    assert with_seeds(same, ((0.0, 0.0),), 0.5, 1) == same  # rows that are equal whatever the seed
+    assert with_seeds(same, ((0.0, 0.0),), Spread(0.5, 1, True)) == same  # rows that are equal whatever the seed
+
+
+def test_rows_of_one_layout_are_lucky_together() -> None:
+    """A seed's luck is common to the rows with two vectors: it drops out between them, not between them and others."""
+    luck = [0.0, 0.06, -0.04]
+    frames = with_layouts(
+        frames_of(
+            {
+                "history_only": [0.0, 0.001, 0.0],
+                "zero_shot_both": [one + 0.0 for one in luck],
+                "round_1_both": [one + 0.03 for one in luck],
+            }
+        ),
+        {"knowledge": {"encode": "answer"}},
+    )
+    found = {(c.row, c.against): c for c in compare_rows(frames, HEADLINE)}
+    alike = found["round_1_both", "zero_shot_both"]
+    assert alike.sure
+    assert alike.spread is not None
+    assert (alike.spread.alike, alike.spread.freedom) == (True, 2)
+    assert alike.spread.deviation < 0.01
+    for row in ("zero_shot_both", "round_1_both"):  # two differences, one luck: two degrees of freedom and not four
+        apart = found[row, "history_only"]
+        assert apart.spread == found["zero_shot_both", "history_only"].spread
+        assert apart.spread is not None
+        assert (apart.spread.alike, apart.spread.freedom) == (False, 2)
+        assert apart.spread.deviation == pytest.approx(0.05, abs=0.01)
+        assert not apart.sure
+    (line,) = [one for one in verdict(list(found.values()), HEADLINE) if one.startswith("Training seeds (3 a row)")]
+    assert "that read the same inputs by 0.00" in line
+    assert "that read different inputs by 0.0" in line
+
+
+@pytest.mark.parametrize(
+    ("encode", "row", "layout"),
+    [
+        ("answer", "no_knowledge", "none"),
+        ("both", "history_only", "one"),
+        ("both", "item_only", "one"),
+        ("both", "round_1", "both"),
+        ("both", "round_1_answer", "one"),
+        ("answer", "round_1", "one"),
+        ("answer", "shuffled_both", "both"),
+        ("kar", "hinted_1", "one"),
+    ],
+)
+def test_layouts(encode: str, row: str, layout: str) -> None:
+    found = with_layouts(pl.DataFrame({"row": [row]}), {"knowledge": {"encode": encode}})
+    assert found["layout"].to_list() == [layout]
 
 
 def test_what_one_lucky_seed_did_is_not_sure() -> None:
@@ -59,7 +116,9 @@ def test_what_one_lucky_seed_did_is_not_sure() -> None:
     lines = verdict(compare_rows(lucky, HEADLINE), HEADLINE)
     assert lines[0].startswith("Whether DPO helps is not shown")
     assert "300 users and 2 training seeds" in lines[0]
-    assert lines[-1].startswith("Training seeds: with DLCM, the difference of two rows varies by 0.0")
+    assert lines[-1].startswith(
+        "Training seeds (2 a row): with DLCM, the difference of two rows varies from one to the next"
+    )
     steady = frames_of({"history_only": [0.0, 0.0, 0.0], "zero_shot": [0.0, 0.01, 0.0], "round_1": [0.03, 0.041, 0.03]})
     (gap,) = [c for c in compare_rows(steady, HEADLINE) if (c.row, c.against) == ("round_1", "zero_shot")]
     assert gap.sure
