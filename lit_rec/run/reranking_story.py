@@ -49,7 +49,7 @@ def round_number(row: str, kind: str = "round") -> int | None:
 
 
 def with_layouts(frames: pl.DataFrame, cfg: Mapping[str, Any]) -> pl.DataFrame:
-    """Add which inputs every row's reranker has, as `count_seeds` asks: none, one vector of the user, or two.
+    """Add which inputs every row's reranker has, as `count_seeds` asks: none, items' vectors, one or two of the user.
 
     Args:
         frames: An evaluation frame.
@@ -60,9 +60,9 @@ def with_layouts(frames: pl.DataFrame, cfg: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def _layout(row: str, encode: str) -> str:
-    if row == "no_knowledge":
-        return "none"
-    plain = family(row) in ("item_only", "history_only", "history_shuffled")
+    if row in ("no_knowledge", "item_only"):
+        return row
+    plain = family(row) in ("history_only", "history_shuffled")
     return "both" if not plain and (split_name(row)[1] or encode) == "both" else "one"
 
 

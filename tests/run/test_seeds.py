@@ -92,9 +92,9 @@ def test_rows_of_one_layout_are_lucky_together() -> None:
 @pytest.mark.parametrize(
     ("encode", "row", "layout"),
     [
-        ("answer", "no_knowledge", "none"),
+        ("answer", "no_knowledge", "no_knowledge"),
         ("both", "history_only", "one"),
-        ("both", "item_only", "one"),
+        ("both", "item_only", "item_only"),
         ("both", "round_1", "both"),
         ("both", "round_1_answer", "one"),
         ("answer", "round_1", "one"),
