@@ -11,7 +11,7 @@ import torch
 from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec import distributed
 from lit_rec.policy.dpo import DPOPolicy
-from lit_rec.policy.sequences import Example, answer_logps, collate, encode_chat
+from lit_rec.policy.sequences import Example, answer_divergence, collate, encode_chat
 from lit_rec.recipes.summary import summarise
 from lit_rec.run.folder import never
 from lit_rec.run.progress import step
@@ -51,7 +51,7 @@ class RoundEvaluation(RoundHooks):
             log_state(loop, state, number)
 
     def _divergence(self, policy: DPOPolicy, rounds: RoundCallback, state: str) -> float | None:
-        """KL(policy || untrained model) per answer, estimated on the policy's own answers to held-out users."""
+        """KL(policy || untrained model) per answer, along the policy's own answers to held-out users."""
         loop = rounds.loop
         held_out = loop.answers(state).filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
         rows = held_out.head(KL_ANSWERS)
@@ -62,21 +62,19 @@ class RoundEvaluation(RoundHooks):
                 sampled(encode_chat(policy.llm.tokenizer, prompt, [text], policy.cfg.max_length), ends, finish)
                 for prompt, text, finish in zip(prompts, rows["text"], rows["finish"], strict=True)
             ]
-            differences: list[float] = []
+            found: list[float] = []
             training = policy.training
             policy.eval()
             with torch.no_grad(), step(f"{state}: divergence from the base", len(rows), "answers") as progress:
-                for start in range(0, len(examples), 8):
-                    batch = {k: v.to(policy.device) for k, v in collate(examples[start : start + 8]).items()}
+                for start in range(0, len(examples), 4):
+                    batch = {k: v.to(policy.device) for k, v in collate(examples[start : start + 4]).items()}
                     with policy.trainer.precision_plugin.forward_context():
-                        ours = answer_logps(policy.model, batch)
-                        with policy.llm.reference("base"):
-                            base = answer_logps(policy.model, batch)
-                    differences += (ours - base).squeeze(1).tolist()
-                    progress(len(ours))
+                        gaps = answer_divergence(policy.model, batch, policy.llm.reference("base"))
+                    found += gaps.squeeze(1).tolist()
+                    progress(len(gaps))
             policy.train(training)
-            kl = sum(differences) / len(differences) if differences else None
-            (work / "divergence.json").write_text(json.dumps({"kl": kl, "answers": len(differences)}))
+            kl = sum(found) / len(found) if found else None
+            (work / "divergence.json").write_text(json.dumps({"kl": kl, "answers": len(found)}))
             return {"kl": kl}
 
         return loop.keep_divergence(state, build)

@@ -7,7 +7,7 @@ language-model head runs on those alone. Prompts are plainly causal, so that att
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -217,17 +217,47 @@ def answer_logps(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     Returns:
         [B, K] float32.
     """
+    mask = batch["target_mask"]
+    logps: Tensor = _TargetLogps.apply(_answer_logits(model, batch), batch["targets"][mask])  # type: ignore[no-untyped-call]
+    return _sum_by_answer(logps, mask)
+
+
+def answer_divergence(model: nn.Module, batch: dict[str, Tensor], reference: AbstractContextManager[None]) -> Tensor:
+    """KL(pi || reference) of the next token, over the whole vocabulary, summed over the places of an answer.
+
+    Unlike the difference of the answer's log-probabilities it is never negative, and no token's luck is in it.
+
+    Args:
+        model: As for `answer_logps`, without gradients.
+        batch: Likewise.
+        reference: Makes the model the reference meanwhile.
+
+    Returns:
+        [B, K] float32.
+    """
+    ours = _answer_logits(model, batch).log_softmax(-1)
+    with reference:
+        theirs = _answer_logits(model, batch).log_softmax(-1)
+    return _sum_by_answer(F.kl_div(theirs, ours, reduction="none", log_target=True).sum(-1), batch["target_mask"])
+
+
+def _answer_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """[N, V] float32: what predicts each token of the answers, N in all."""
     check_window(model.config, int(batch["position_ids"].max()) + 1)  # type: ignore[arg-type]
     mask = batch["target_mask"]
     places = mask.nonzero()[:, 0], batch["columns"][batch["source"][mask]]  # row and column that predict each target
     with head_at(model, places), _attention(model, batch):
-        logits = model(
+        logits: Tensor = model(
             batch["input_ids"],
             attention_mask=batch["attention_mask"],
             position_ids=batch["position_ids"],
             use_cache=False,
         ).logits[0]
-    token_logps: Tensor = _TargetLogps.apply(logits.float(), batch["targets"][mask])  # type: ignore[no-untyped-call]
-    logps = token_logps.new_zeros(mask.shape)
-    logps[mask] = token_logps
-    return logps.sum(-1)
+    return logits.float()
+
+
+def _sum_by_answer(values: Tensor, mask: Tensor) -> Tensor:
+    """[N] values of the tokens that `mask` [B, K, A] marks, summed over each answer: [B, K]."""
+    spread = values.new_zeros(mask.shape)
+    spread[mask] = values
+    return spread.sum(-1)

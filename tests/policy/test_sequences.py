@@ -1,14 +1,18 @@
 """The shared-prompt sequence gives the same log-probabilities as every answer on its own."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from callbacks.evaluation import sampled
 from lit_rec.errors import UserError
-from lit_rec.policy.sequences import Example, _TargetLogps, answer_logps, collate, encode_chat
+from lit_rec.policy.sequences import Example, _TargetLogps, answer_divergence, answer_logps, collate, encode_chat
 from tests.tiny import tiny_llama, word_tokenizer
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -30,6 +34,34 @@ def test_equals_plain_sequences(answers: int) -> None:
         found = answer_logps(model, collate(examples))
         expected = torch.tensor([[alone(model, e.prompt, a) for a in e.answers] for e in examples])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_divergence_is_that_of_every_place_of_an_answer() -> None:
+    """Against plain sequences and PyTorch's categorical distributions; the reference is the same model, disturbed."""
+    model, rng = tiny_llama(50), random.Random(5)
+    draw = lambda least, most: [rng.randrange(4, 50) for _ in range(rng.randint(least, most))]  # noqa: E731
+    examples = [Example(draw(1, 12), [draw(1, 6)]) for _ in range(5)]
+    weight = model.lm_head.weight
+    usual, other = weight.detach().clone(), weight.detach() + 0.3 * torch.randn(weight.shape)
+
+    @contextmanager
+    def reference() -> Iterator[None]:
+        weight.data = other
+        yield
+        weight.data = usual
+
+    def logits(example: Example) -> Tensor:
+        ids, start = torch.tensor([[*example.prompt, *example.answers[0]]]), len(example.prompt) - 1
+        return model(ids).logits[0, start:-1]
+
+    with torch.no_grad():
+        found = answer_divergence(model, collate(examples), reference()).squeeze(1)
+        policy = [Categorical(logits=logits(one)) for one in examples]
+        with reference():
+            base = [Categorical(logits=logits(one)) for one in examples]
+    expected = torch.stack([kl_divergence(p, q).sum() for p, q in zip(policy, base, strict=True)])
+    assert (expected > 0.01).all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_rejected_answer_does_not_see_the_chosen_one() -> None:
