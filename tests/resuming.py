@@ -114,9 +114,12 @@ class Resumed:
         assert [(when, where) for when, where, died, _ in worlds.attempts if died] == [tuple(p) for p in worlds.points]
 
     def test_results_are_the_same_to_the_byte(self, worlds: Worlds) -> None:
-        for name in ("results.json", "hints.json"):
-            if (worlds.quiet.run / name).exists():
-                assert (worlds.killed.run / name).read_bytes() == (worlds.quiet.run / name).read_bytes()
+        weights = [f"{folder}/{name}" for folder, name in (("adapter", "adapter_model"), ("reranker", "reranker"))]
+        names = ["results.json", "hints.json", *(f"{name}.safetensors" for name in [*weights, "agent/policy"])]
+        present = [name for name in names if (worlds.quiet.run / name).exists()]
+        assert any(name.endswith(".safetensors") for name in present)
+        for name in present:
+            assert (worlds.killed.run / name).read_bytes() == (worlds.quiet.run / name).read_bytes(), name
         assert len(json.loads((worlds.quiet.run / "results.json").read_text())) > 100
 
     def test_no_answer_was_generated_twice(self, worlds: Worlds) -> None:

@@ -362,11 +362,15 @@ class TestVariants:
         assert "stage fold_0/round_1/reward_model" in key
 
     def test_best_of_n_by_supervised_training(self, world: World, tmp_path: Path) -> None:
-        run = self.fit(world, tmp_path, "policy.loss=sft", "evaluation.controls.best_of_n=true")
+        run = self.fit(world, tmp_path / "dpo", "evaluation.controls.best_of_n=true")
+        supervised = self.fit(world, tmp_path / "supervised", "policy.loss=sft")
         assert rows(run) == {"best_of_n", "round_1"}
-        policies = [run / f"stages/fold_0/{state}/policy/adapter" for state in ("best_of_n", "round_1")]
-        weights = [(p / "adapter_model.safetensors").read_bytes() for p in policies]
-        assert weights[0] == weights[1]  # the same pairs, the same loss, the same seed
+        control, tuned, same = (
+            (one / f"stages/fold_0/{state}/policy/adapter/adapter_model.safetensors").read_bytes()
+            for one, state in ((run, "best_of_n"), (run, "round_1"), (supervised, "round_1"))
+        )
+        assert control == same  # the same pairs, the same loss, the same seed
+        assert control != tuned
 
     def test_no_rounds(self, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, "policy.rounds=0", bare=False)

@@ -271,7 +271,6 @@ def test_logged_training_is_sensible(outcome: Outcome) -> None:
         train = summarise(outcome.loop, state)["train"]
         assert train["accuracy"] > 0.7, (state, train)
         assert train["loss"] < np.log(2), (state, train)
-        assert train["margin"] == pytest.approx(train["chosen_reward"] - train["rejected_reward"], abs=1e-5)
         assert train["margin"] > 0.03, (state, train)
         assert train["kl"] > kl, (state, train)  # ever further from the untrained model
         kl = train["kl"]

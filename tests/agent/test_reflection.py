@@ -234,8 +234,8 @@ def test_any_answer(answer: str) -> None:
     for text in found:
         assert text == " ".join(text.split())
         assert text
-        assert leaks(text, "Alien") in (True, False)
-        assert malformed(text) in (True, False)
+        assert leaks(text, "Alien") == ("alien" in text.casefold())
+        malformed(text)  # whatever was written, it has an answer
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rec.errors import UserError
 from lit_rec.llm.language_model import BASE, LanguageModel, _batches
-from lit_rec.llm.sampler import Sampler
+from lit_rec.llm.sampler import Sampler, SamplingSettings
 from lit_rec.llm.store import AnswerStore
 from lit_rec.schema import LLMConfig, LoraConfig
 from tests.tiny import save_llm
@@ -30,6 +30,15 @@ def make(folder: Path, store: Path, *, seed: int = 1, **options: Any) -> Languag
     settings = {"dtype": "float32", "batch_size": 4, "max_new_tokens": 6, **options}
     cfg = LLMConfig(name="tiny", hub=str(folder), **settings)
     return LanguageModel(cfg, LoraConfig(r=4), AnswerStore(store), device="cpu", seed=seed)
+
+
+def test_configured_values_arrive(folder: Path, tmp_path: Path) -> None:
+    cfg = LLMConfig(name="tiny", hub=str(folder), dtype="float32", temperature=0.7, top_p=0.4, max_new_tokens=5)
+    lora = LoraConfig(r=4, alpha=12, dropout=0.25)
+    llm = LanguageModel(cfg, lora, AnswerStore(tmp_path), device="cpu", seed=1)
+    assert llm.settings == SamplingSettings(max_new_tokens=5, temperature=0.7, top_p=0.4)
+    arrived: Any = llm.model.peft_config["default"]
+    assert (arrived.r, arrived.lora_alpha, arrived.lora_dropout) == (4, 12, 0.25)
 
 
 def move_adapter(llm: LanguageModel, scale: float = 0.3) -> None:

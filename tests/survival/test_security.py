@@ -85,6 +85,18 @@ class TestSource:
             if name.endswith("trainer.fit") and ("ckpt_path" in named):
                 assert "True" in named.get("weights_only", ""), path
 
+    def test_whatever_is_resumed_is_read_as_tensors(self, nodes: list[tuple[Path, ast.AST]]) -> None:
+        """Also where a call's arguments are made elsewhere: `{"ckpt_path": ..., "weights_only": True}`."""
+        made = 0
+        for path, node in nodes:
+            if isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                known = {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+                if "ckpt_path" in known:
+                    made += 1
+                    assert ast.unparse(known.get("weights_only", ast.Constant(None))) == "True", path
+        assert made
+
     def test_every_model_is_loaded_as_tensors_without_code(self, calls: list[tuple[Path, ast.Call, str]]) -> None:
         loads = [(path, call, name) for path, call, name in calls if name.endswith(".from_pretrained")]
         models = [(p, ast.unparse(c)) for p, c, n in loads if n.startswith("AutoModel")]
