@@ -68,6 +68,8 @@ class Judge:
             return {"folds": reward.folds, "best": [round(f.best_value, 4) for f in fitted.fitted]}
 
         key = {"reranker": plain(self.cfg.reranker), "folds": reward.folds, "encode": self.cfg.knowledge.encode}
+        if len(self.loop.splits.validation):
+            key["epoch chosen by"] = "users it does not judge"
         previous = (f"{state}/rewards",) if state != "zero_shot" else ()
         folder = self.loop.stage(f"{state}/reward_model", build, key, "/knowledge", f"{state}/vectors", *previous)
         saved = load_file(folder / "folds.safetensors")

@@ -2,7 +2,8 @@
 
 METHODS 1.1: the reward of an answer is the metric of the user's lists, mean over those lists, with the
 answer's vector in the place of the user's. Rewards on lists the reranker was trained on saturate; `cross_fit`
-scores every user with a reranker that never saw that user.
+scores every user with a reranker that never saw that user. It did not choose its epoch by the users whom it judges
+either: that would flatter the very texts it was chosen with, and no later text could gain as much as it is worth.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from lit_rec.metrics.ranking import Convention, ranking_metrics
 from lit_rec.rerankers.features import ITEM, USER
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
-from lit_rec.rerankers.training import FittedReranker, fit_reranker
+from lit_rec.rerankers.training import FittedReranker, Selection, fit_reranker
 
 Reward = Literal["ndcg", "map", "soft"] | str  # or the path of a function
 
@@ -135,7 +136,7 @@ class CrossFit:
 
     Attributes:
         fitted: one reranker per fold; reranker f never saw the users of fold f.
-        fold_of: [U] the fold of each training user, -1 for all other users, whom no reranker saw.
+        fold_of: [U] the fold of each training user, -1 for all other users, whom no reranker was trained on.
     """
 
     fitted: list[FittedReranker]
@@ -143,7 +144,7 @@ class CrossFit:
 
     def reranker_of(self, users: Tensor) -> Tensor:
         """Return which reranker judges each user [N]; users outside all folds take turns."""
-        return torch.where(self.fold_of[users] < 0, users % len(self.fitted), self.fold_of[users])
+        return torch.where(self.fold_of[users] < 0, _turn(users, len(self.fitted)), self.fold_of[users])
 
     def answer_logits(self, lists: ListSet, answer_vectors: Tensor, answer_user: Tensor) -> tuple[Tensor, Tensor]:
         """Lists [n] of ONE user and their logits [n, C], with an answer [1, d_u] as the knowledge of that user [1]."""
@@ -168,8 +169,10 @@ def cross_fit(
     *,
     lists: ListSet,
     train_users: Tensor,
+    validation_users: Tensor | None = None,
     folds: int = 5,
     seed: int = 1,
+    selection: Selection = "validation",
     health: Callable[[], Callback] | None = None,
     **fit_arguments: Any,
 ) -> CrossFit:
@@ -178,11 +181,14 @@ def cross_fit(
     Args:
         lists: the candidate lists of all users.
         train_users: user rows to divide into folds.
-        folds: number of folds. 1 is the paper's own way: one reranker, trained on the users it judges.
+        validation_users: user rows that choose the epochs, each in all folds but the one that judges it.
+        folds: number of folds. 1 is the paper's own way: one reranker, trained on the users it judges, but for a tenth
+            of them who choose its epoch; the validation users are judged alone.
         seed: of the folds and of the rerankers.
+        selection: how `fit_reranker` chooses the epoch. Under `validation`, a reranker that would have nobody to choose
+            by (a single validation user, whom it judges) is left as it is in its last epoch.
         health: makes a callback that looks after one fit.
-        **fit_arguments: the other arguments of `fit_reranker`; validation users choose the epoch in every
-            fold.
+        **fit_arguments: the other arguments of `fit_reranker`.
 
     Raises:
         UserError: when there are fewer users than folds.
@@ -195,10 +201,34 @@ def cross_fit(
 
     def fit(fold: int) -> FittedReranker:
         seen = train_users[fold_of[train_users] != fold] if folds > 1 else train_users
+        choosing, how = validation_users, selection
+        if selection == "validation" and validation_users is not None and len(lists.of_users(validation_users)):
+            choosing = _others(validation_users, fold, folds) if folds > 1 else _tenth(shuffled, lists)
+            seen = seen[~torch.isin(seen, choosing)]
+            how = "validation" if len(lists.of_users(choosing)) else "last"
         callbacks = [health()] if health else []
-        return fit_reranker(lists=lists, train_users=seen, seed=seed + fold, callbacks=callbacks, **fit_arguments)
+        people: dict[str, Any] = {"train_users": seen, "validation_users": choosing}
+        return fit_reranker(
+            lists=lists, seed=seed + fold, selection=how, callbacks=callbacks, **people, **fit_arguments
+        )
 
     return CrossFit(distributed.divide([partial(fit, fold) for fold in range(folds)]), fold_of)
+
+
+def _turn(users: Tensor, folds: int) -> Tensor:
+    """Which reranker judges each user [N] whom none was trained on."""
+    return users % folds
+
+
+def _others(validation_users: Tensor, fold: int, folds: int) -> Tensor:
+    """The validation users whom another reranker judges."""
+    return validation_users[_turn(validation_users, folds) != fold]
+
+
+def _tenth(shuffled: Tensor, lists: ListSet) -> Tensor:
+    """A tenth of the users who have lists, from two users up at least one."""
+    known = shuffled[torch.isin(shuffled, lists.user)]
+    return known[: -(-len(known) // 10) if len(known) > 1 else 0]
 
 
 def _pairs(lists: ListSet, answer_user: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,57 @@ def test_a_user_is_judged_by_a_reranker_that_never_saw_him(world: Any, monkeypat
         torch.testing.assert_close(reward[None], expected, atol=1e-6, rtol=0)
 
 
+def who_chose(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[int]]:
+    """The users by whom each module's epoch is chosen, as the fits go by."""
+    chose: dict[int, set[int]] = {}
+    original = RerankerModule.validation_step
+
+    def spy(self: RerankerModule, batch: dict[str, Tensor], batch_idx: int) -> None:
+        chose.setdefault(id(self), set()).update(batch["user"].tolist())
+        original(self, batch, batch_idx)
+
+    monkeypatch.setattr(RerankerModule, "validation_step", spy)
+    return chose
+
+
+@pytest.mark.parametrize("many", [50, 2])
+def test_a_user_has_not_chosen_the_epoch_of_the_reranker_that_judges_him(
+    world: Any, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    chose = who_chose(monkeypatch)
+    held_out = world.validation[:many]
+    fitted = cross_fit(folds=3, **world.arguments() | {"max_epochs": 1, "validation_users": held_out})
+    judges = fitted.reranker_of(held_out)
+    for number, one in enumerate(fitted.fitted):
+        assert chose[id(one.module)] == set(held_out[judges != number].tolist())
+
+
+def test_a_reranker_with_nobody_to_choose_its_epoch_keeps_the_last_one(world: Any) -> None:
+    alone = world.validation[:1]
+    fitted = cross_fit(folds=3, **world.arguments() | {"max_epochs": 2, "validation_users": alone, "lr": 0.0})
+    judge = int(fitted.reranker_of(alone))
+    assert [one.best_epoch for one in fitted.fitted] == [int(number == judge) for number in range(3)]
+
+
+def test_with_one_fold_a_tenth_of_the_training_users_choose_the_epoch(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chose = who_chose(monkeypatch)
+    seen: set[int] = set()
+    original = RerankerModule.training_step
+
+    def spy(self: RerankerModule, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        seen.update(batch["user"].tolist())
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(RerankerModule, "training_step", spy)
+    cross_fit(folds=1, **world.arguments() | {"max_epochs": 1})
+    (choosing,) = chose.values()
+    assert len(choosing) == 15
+    assert not choosing & seen
+    assert choosing | seen == set(world.train.tolist())
+
+
 def test_one_fold_is_the_papers_way(world: Any) -> None:
     fitted = cross_fit(folds=1, **world.arguments() | {"max_epochs": 1})
     assert fitted.reranker_of(torch.arange(200)).eq(0).all()
