@@ -67,7 +67,7 @@ class Judge:
             save_file({"fold_of": fitted.fold_of, "user_vectors": vectors}, work / "folds.safetensors")
             return {"folds": reward.folds, "best": [round(f.best_value, 4) for f in fitted.fitted]}
 
-        key = {"reranker": plain(self.cfg.reranker), "folds": reward.folds, "encode": self.cfg.knowledge.encode}
+        key = {"reranker": self.ground.reranker_key, "folds": reward.folds, "encode": self.cfg.knowledge.encode}
         if len(self.loop.splits.validation):
             key["epoch chosen by"] = "users it does not judge"
         previous = (f"{state}/rewards",) if state != "zero_shot" else ()
@@ -93,7 +93,9 @@ class Judge:
     @property
     def reward_key(self) -> dict[str, Any]:
         """How an answer is scored by a reward model that is there."""
-        return {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
+        key = {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
+        tempered = self.cfg.reward.metric == "soft" and self.ground.reranker_key["loss"] not in ("default", "bce")
+        return key | ({"temperature": self.cfg.reranker.temperature} if tempered else {})
 
     def score(self, model: CrossFit, users: Tensor, vectors: Tensor) -> Tensor:
         """Rewards [n] of encoded texts [n, width] about users [n]."""

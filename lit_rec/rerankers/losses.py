@@ -24,16 +24,17 @@ def bce(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) 
 
 
 def attention(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """SetRank's loss: cross-entropy of softmax(score / T) to softmax(label / T) of the positives."""
+    """Cross-entropy of softmax(score / T) to softmax(label / T) of the positives; KAR's SetRank: `attention_rank`."""
     log_p = log_probabilities(logits / temperature, mask)
     return _mean_over_lists(-(_target(labels, mask, temperature) * log_p).sum(dim=1), labels, mask)
 
 
 def attention_rank(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """DLCM's original attention loss: -sum_i a_i log b_i + (1 - a_i) log(1 - b_i).
+    """SetRank's loss in KAR's code, and DLCM's original one: -sum_i a_i log b_i + (1 - a_i) log(1 - b_i).
 
-    a = softmax(label / T) on the positives, b = softmax(score / T). The original shifts the scores by their
-    minimum, which a softmax does not see.
+    a = softmax(label / T) on the positives, b = softmax(score / T). DLCM's original shifts the scores by their
+    minimum, which a softmax does not see. KAR takes the mean over the candidates instead of the sum, and gives b = 0 to
+    every score that is not above 0: what such a candidate gets wrong has no gradient, so ours counts it as any other.
     """
     scores = (logits / temperature).masked_fill(~mask, -1e9)
     target = _target(labels, mask, temperature)
@@ -53,7 +54,10 @@ def list_softmax(logits: Tensor, labels: Tensor, mask: Tensor, temperature: floa
 
 
 def list_log_likelihood(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean over a list's positives of log softmax(logits), [B]; 0 for a list without positives."""
+    """Mean over a list's positives of log softmax(logits), [B]; 0 for a list without positives.
+
+    Logits of a loss with a temperature come divided by it: the loss has made those the log-probabilities.
+    """
     positive = (labels > 0) & mask
     return (log_probabilities(logits, mask) * positive).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
 

@@ -13,12 +13,26 @@ from lit_rec.metrics.ranking import Convention, parse_metric, ranking_metrics
 from lit_rec.metrics.torch_metrics import DistinctMeans
 from lit_rec.rerankers.dlcm import DLCM
 from lit_rec.rerankers.features import ITEM, USER, ItemFeatures, Knowledge, initialise
-from lit_rec.rerankers.losses import get_loss
+from lit_rec.rerankers.losses import bce, get_loss
 from lit_rec.rerankers.mir import MIR
 from lit_rec.rerankers.prm import PRM
 from lit_rec.rerankers.setrank import SetRank
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"dlcm": DLCM, "prm": PRM, "setrank": SetRank, "mir": MIR}
+
+
+def architecture_of(name: str) -> Any:
+    """The class of an architecture, a built-in one or the path of your own."""
+    return ARCHITECTURES.get(name) or find(name, "reranker.architecture")
+
+
+def loss_of(architecture: str, loss: str) -> str:
+    """The name of a loss; what `default` stands for depends on the architecture.
+
+    >>> loss_of("dlcm", "default"), loss_of("setrank", "default"), loss_of("setrank", "attention")
+    ('bce', 'attention_rank', 'attention')
+    """
+    return getattr(architecture_of(architecture), "default_loss", "bce") if loss == "default" else loss
 
 
 class RerankerModule(L.LightningModule):
@@ -37,8 +51,9 @@ class RerankerModule(L.LightningModule):
             made with the width of a candidate's vector, whose forward takes (x [B, C, width], mask [B, C]) and gives
             logits [B, C].
         architecture_args: keyword arguments of the architecture's class.
-        loss: a name in `lit_rec.rerankers.losses.LOSSES`; `default` is the one of KAR's code.
-        temperature: T of the attention and softmax losses.
+        loss: a name in `lit_rec.rerankers.losses.LOSSES`; `default` is the architecture's own in KAR's code:
+            attention_rank for SetRank, bce for the others.
+        temperature: T of the attention and softmax losses, and so of `soft` rewards by a reranker trained with them.
         lr: Adam's learning rate.
         weight_decay: Adam's L2 penalty.
         dim: width of every embedding.
@@ -87,9 +102,9 @@ class RerankerModule(L.LightningModule):
                 f"There is no reranker {architecture!r}.",
                 fix=f"Write one of {', '.join(ARCHITECTURES)}, or the path of your own: callbacks.mine.MyReranker.",
             )
-        kind: Any = ARCHITECTURES.get(architecture) or find(architecture, "reranker.architecture")
+        kind = architecture_of(architecture)
         self.uses_history: bool = getattr(kind, "uses_history", False)
-        self.loss = get_loss(getattr(kind, "default_loss", "bce") if loss == "default" else loss)
+        self.loss = get_loss(loss_of(architecture, loss))
         self.temperature, self.lr, self.weight_decay = temperature, lr, weight_decay
         self.metrics, self.convention = metrics, convention
         self.cuts = sorted({parse_metric(name)[1] for name in metrics})
@@ -125,6 +140,11 @@ class RerankerModule(L.LightningModule):
         self.validation = DistinctMeans(distributed_available_fn=self._together)
         self._epoch_loss = torch.zeros(())
         self._epoch_steps = 0
+
+    @property
+    def score_temperature(self) -> float:
+        """By what a logit is divided before a softmax over the list makes it the probability that was trained."""
+        return 1.0 if self.loss is bce else self.temperature
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Score the lists of a batch: logits [B, C]; those of padding mean nothing."""

@@ -82,9 +82,9 @@ def answer_rewards(
         answer_vectors: [M, d_u] encoded answers.
         answer_user: [M] the user row of each answer.
         reward: `ndcg` or `map` at k, or `soft`: the mean log-probability of a list's positives under the
-            softmax of its scores, which tells apart answers that rank alike. A list without positives counts
-            0 in all three. Or the path of a function, `callbacks.mine.my_reward`: (logits [n, C], labels [n, C],
-            mask [n, C], k) -> values [n].
+            softmax of its scores (over the temperature, where the loss had one), which tells apart answers that rank
+            alike. A list without positives counts 0 in all three. Or the path of a function,
+            `callbacks.mine.my_reward`: (logits [n, C], labels [n, C], mask [n, C], k) -> values [n].
         k: cut-off.
         convention: of the average precision.
         batch_size: pairs at a time, which bounds the memory.
@@ -123,7 +123,7 @@ def answer_rewards(
             if own is not None:
                 values = own(logits, labels, mask, k)
             elif reward == "soft":
-                values = list_log_likelihood(logits, labels, mask)
+                values = list_log_likelihood(logits / module.score_temperature, labels, mask)
             else:
                 values = ranking_metrics(logits, labels, mask, (k,), convention)[f"{reward}@{k}"]
             total.index_add_(0, answer[part], values.double())

@@ -17,7 +17,7 @@ class SetRank(nn.Module):
     """
 
     uses_history = False
-    default_loss = "attention"
+    default_loss = "attention_rank"
 
     def __init__(self, width: int, heads: int = 2, mlp: tuple[int, ...] = (200, 80), dropout: float = 0.0) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_rec.errors import UserError
 from lit_rec.rerankers.losses import LOSSES, get_loss, list_log_likelihood
+from lit_rec.rerankers.module import loss_of
 
 LOGITS = torch.tensor([[0.3, -0.2, 0.9], [0.1, 0.4, 7.0]])
 LABELS = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
@@ -44,6 +45,22 @@ def test_list_wise_losses(temperature: float) -> None:
             expected["list_softmax"] -= y * math.log(q) / 2
     for name, value in expected.items():
         assert LOSSES[name](LOGITS, LABELS, MASK, temperature).item() == pytest.approx(value, abs=1e-5), name
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_loss_of_kars_setrank(temperature: float) -> None:
+    """KAR's code takes the element-wise BCE of two attention distributions; scores here are above 0."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 0.1 + torch.rand(5, 10, generator=generator)
+    labels = (torch.rand(5, 10, generator=generator) < 0.4).float().scatter(1, torch.zeros(5, 1).long(), 1.0)
+
+    def attention_score(x: Tensor) -> Tensor:
+        powers = torch.where(x > 0, (x / temperature).exp(), 0.0)
+        return powers / powers.sum(dim=1, keepdim=True)
+
+    theirs = torch.nn.functional.binary_cross_entropy(attention_score(logits), attention_score(labels))
+    ours = get_loss(loss_of("setrank", "default"))(logits, labels, labels >= 0, temperature)
+    torch.testing.assert_close(ours, 10 * theirs)  # summed over the ten candidates of a list, where KAR has their mean
 
 
 def test_graded_labels_share_the_attention_by_softmax() -> None:

@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lit_rec.data.sessions import batch_of
 from lit_rec.errors import UserError
 from lit_rec.metrics.ranking import ranking_metrics
+from lit_rec.recipes.ground import Ground
+from lit_rec.recipes.judge import Judge
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import answer_rewards, cross_fit, score_lists
@@ -77,6 +80,40 @@ def test_soft_rewards_break_ties(world: Any) -> None:
     soft = answer_rewards(module, world.lists, vectors, owner, reward="soft")
     assert len(soft.unique()) > len(hard.unique())
     assert torch.corrcoef(torch.stack([hard, soft]))[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("loss", ["bce", "attention", "attention_rank", "list_softmax"])
+def test_soft_rewards_are_the_probabilities_that_the_loss_has_trained(world: Any, loss: str) -> None:
+    module = fit(world, loss=loss, temperature=0.5, lr=0.0)
+    users = world.validation[:3]
+    index = world.lists.of_users(users)
+    logits = score_lists(module, world.lists, index) / (1 if loss == "bce" else 0.5)
+    expected = list_log_likelihood(logits, world.lists.labels[index], world.lists.items[index] > 0)
+    rewards = answer_rewards(module, world.lists, world.user_vectors[users], users, reward="soft")
+    torch.testing.assert_close(rewards, expected.view(3, -1).mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("metric", "architecture", "loss", "trained", "tempered"),
+    [
+        ("soft", "dlcm", "default", "default", False),
+        ("soft", "dlcm", "bce", "bce", False),
+        ("soft", "dlcm", "attention", "attention", True),
+        ("soft", "setrank", "default", "attention_rank", True),
+        ("soft", "setrank", "bce", "bce", False),
+        ("ndcg", "setrank", "default", "attention_rank", False),
+    ],
+)
+def test_kept_stages_know_the_loss_and_its_temperature(
+    metric: str, architecture: str, loss: str, trained: str, tempered: bool
+) -> None:
+    reranker = {"architecture": architecture, "loss": loss, "temperature": 0.03}
+    cfg = OmegaConf.create({"reranker": reranker, "reward": {"metric": metric, "k": 5, "convention": "standard"}})
+    ground, judge = Ground.__new__(Ground), Judge.__new__(Judge)
+    ground.cfg = judge.cfg = cfg
+    judge.ground = ground
+    assert ground.reranker_key["loss"] == trained
+    assert ("temperature" in judge.reward_key) == tempered
 
 
 def test_the_right_answer_is_rewarded(world: Any) -> None:
