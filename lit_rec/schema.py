@@ -168,7 +168,7 @@ class PairsConfig:
     samples: int = 10  # answers per training user and round
     users: int | None = None  # ask for so many of so many training users, drawn by the seed; null: of all
     rule: str = "best_worst"  # best_worst | random
-    min_gap: float = 0.0  # a pair needs a reward gap above this; equal rewards never make a pair
+    min_gap: float = 0.0  # a pair needs a reward gap above this; equal rewards (gap up to 1e-5) never make one
     max_pairs: int | None = None  # keep the widest gaps; null: all
 
 

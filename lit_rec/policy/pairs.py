@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Sampler
 from lit_rec import distributed
 from lit_rec.policy.sequences import Example, collate, encode_chat
 
+NOISE = 1e-5  # one text encoded in two batches gets soft rewards up to some 4e-7 apart, which is no preference
+
 
 def make_pairs(
     rewards: pl.DataFrame,
@@ -28,7 +30,7 @@ def make_pairs(
         rewards: user, sample, text, reward: every scored answer of every user.
         rule: "best_worst", or "random": two different answers of the same users in random order (the control that keeps
             everything but the reward).
-        min_gap: A pair needs a larger reward gap; answers of equal reward never make a pair.
+        min_gap: A pair needs a larger reward gap; answers of equal reward, up to `NOISE`, never make a pair.
         max_pairs: Keep only so many, the widest gaps first.
         seed: For "random".
 
@@ -53,7 +55,7 @@ def make_pairs(
         "unique_answer_rate": float(ends["unique"].sum()) / max(float(ends["answers"].sum()), 1.0),
     }
     # Equal rewards carry no preference, and equal texts no difference.
-    kept = ends.filter((gap > min_gap) & (gap > 0) & (pl.col("chosen") != pl.col("rejected")))
+    kept = ends.filter((gap > min_gap) & (gap > NOISE) & (pl.col("chosen") != pl.col("rejected")))
     counts["tie_rate"] = 1 - len(kept) / max(len(ends), 1)
     if max_pairs is not None and len(kept) > max_pairs:
         kept = kept.sort(gap.alias("gap"), "user", descending=[True, False]).head(max_pairs).sort("user")

@@ -72,3 +72,18 @@ def test_every_epoch_has_its_own_order() -> None:
     assert sorted(order(0)) == sorted(order(1)) == [*range(40)]
     assert order(0) != order(1)
     assert order(1) == order(1)
+
+
+def test_rounding_makes_no_pair() -> None:
+    rewards = pl.DataFrame(
+        {
+            "user": [0, 0, 1, 1, 2, 2],
+            "sample": [0, 1] * 3,
+            "text": ["a", "b"] * 3,
+            "reward": [-1.2, -1.2 - 4e-7, -1.2, -1.21, -1.2, -1.2],
+        }
+    )
+    for rule in ("best_worst", "random"):
+        pairs, counts = make_pairs(rewards, rule=rule)
+        assert pairs["user"].to_list() == [1]
+        assert counts["pairs"] == 1
