@@ -109,8 +109,8 @@ class ItemFeatures(nn.Module):
 class Knowledge(nn.Module):
     """Knowledge vectors of users and items behind one hybrid-expert adaptor.
 
-    Either side may be missing. A user matrix of zeros gives the `item_only` control with the parameters of
-    the full model. The matrices are buffers that no checkpoint holds: they are data, and large.
+    Either side may be missing, and then has no part in the adaptor, which so has fewer parameters: the `item_only`
+    control is made without user vectors. The matrices are buffers that no checkpoint holds: they are data, and large.
 
     Args:
         user_vectors: [U, d_u] or None.
