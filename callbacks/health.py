@@ -15,6 +15,7 @@ from lit_rec.run.progress import console
 
 REMEMBERED = 64  # updates whose gradients say what is usual
 FEWEST = 16  # before so many, nothing is
+ABOVE_CLIP = 10  # times the norm that gradients are scaled down to; what is less is clipped, and no explosion
 MOST_SKIPPED = 20  # in a row: float16's scaling takes up to 16 to settle, after that nothing will
 
 
@@ -23,25 +24,34 @@ class Health(Callback):
 
     A bad update is never made, so that the weights stay the last good ones, and so does the last checkpoint. It is bad
     where the loss or the gradient's norm is no finite number, or where the norm is `limit` times as large as the
-    median of the last updates. All processes decide alike.
+    median of the last updates and, where gradients are clipped, also far above what they are clipped to: a model that
+    had next to nothing to learn from is not ruined by its first ordinary update. All processes decide alike.
 
-    It works for automatic and for manual optimisation, with accumulated gradients, and beside gradient clipping, which
-    comes after it. Where Lightning scales losses (float16), what overflows is the scaler's to deal with.
+    It works for automatic and for manual optimisation and with accumulated gradients. The Trainer clips gradients after
+    it; a module that clips its own does so before it. Where Lightning scales losses (float16), what overflows is the
+    scaler's to deal with.
 
     Args:
         policy: "stop" (with a message that says what to change) or "skip" (and say so).
         name: What is being trained, for messages.
         keys: Configuration keys that cure it, for the message.
         limit: How many times the usual norm is an explosion.
+        clip: The norm to which a module scales its gradients down; what the Trainer clips to is read from it.
 
     Attributes:
         skipped: Updates left out so far.
     """
 
     def __init__(
-        self, policy: str = "stop", *, name: str = "the training", keys: str = "lr", limit: float = 1000.0
+        self,
+        policy: str = "stop",
+        *,
+        name: str = "the training",
+        keys: str = "lr",
+        limit: float = 1000.0,
+        clip: float = 0.0,
     ) -> None:
-        self.policy, self.name, self.keys, self.limit = policy, name, keys, limit
+        self.policy, self.name, self.keys, self.limit, self.clip = policy, name, keys, limit, clip
         self.skipped = self._in_a_row = 0
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
         self._loss: Tensor | None = None  # the worst since the last update
@@ -84,7 +94,8 @@ class Health(Callback):
             scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
             return None if scaled else f"the gradient's norm is {norm}"
         usual = statistics.median(self._norms) if len(self._norms) >= FEWEST else 0.0
-        if usual > 0 and norm > self.limit * usual:
+        ordinary = ABOVE_CLIP * (trainer.gradient_clip_val or self.clip)
+        if usual > 0 and norm > max(self.limit * usual, ordinary):
             return f"the gradient's norm is {norm:.3g}, {norm / usual:.0f} times what is usual"
         return None
 

@@ -1,17 +1,25 @@
 """Updates that would ruin a model are never made: the training stops, or goes on without them."""
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks.health import FEWEST, MOST_SKIPPED, Health
+from lit_rec.agent.ppo import FullInformationAgent, PPOSettings
+from lit_rec.agent.training import fit_agent
+from lit_rec.data.lists import ListSet
+from lit_rec.data.sessions import SessionDataModule
+from lit_rec.data.splits import Splits
 from lit_rec.errors import UserError
+from lit_rec.recipes.agents import health as agent_health
 
 STEPS = FEWEST + 14
 
@@ -106,6 +114,47 @@ def test_an_explosion_is_one_beside_what_is_usual(policy: str) -> None:
     else:
         fit(health, {late: 1e5, late + 2: 50.0})  # the second is large, and no explosion
         assert health.skipped == 1
+
+
+class Late:
+    """Rewards of hints that are all zero at first: all that the first gradients hold is the entropy bonus."""
+
+    def __init__(self) -> None:
+        self.left = FEWEST
+
+    def rewards(self, sessions: Tensor, actions: Tensor) -> Tensor:
+        return torch.zeros(len(sessions))
+
+    def matrix(self, sessions: Tensor) -> Tensor:
+        self.left -= 1
+        return torch.zeros(len(sessions), 3) if self.left >= 0 else torch.tensor([0.0, 1.0, -1.0]).expand(8, 3)
+
+
+def test_the_first_rewards_are_no_explosion() -> None:
+    """The norm is a thousand times what it was without anything to learn, and what it always is where there is."""
+    states, everybody = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)), torch.arange(64)
+    none = torch.zeros(0, dtype=torch.long)
+    lists = ListSet(everybody, everybody[:, None], torch.zeros(64, 1), everybody[:, None], torch.zeros(64, 1))
+    data = SessionDataModule(lists, Splits(everybody, none, none), batch_size=8, seed=0)
+    agent = FullInformationAgent(
+        states, Late(), train_sessions=everybody, settings=PPOSettings(update_epochs=1, entropy_coef=1e-3)
+    )
+    agent.set_hints(torch.eye(2, 4), torch.ones(2, dtype=torch.bool))
+    cfg = OmegaConf.create({"trainer": {"bad_updates": "stop"}, "agent": {"max_grad_norm": 0.5}})
+    health = agent_health(cfg)
+    fit_agent(agent, data, max_epochs=4, callbacks=[health])
+    norms = [float(norm) for norm in health.state_dict()["norms"]]
+    assert norms[FEWEST] > health.limit * statistics.median(norms[:FEWEST])
+
+
+@pytest.mark.parametrize("clip", [0.5, 1.0])
+def test_an_explosion_is_one_where_gradients_are_clipped(clip: float) -> None:
+    late = FEWEST + 5
+    with pytest.raises(UserError, match="stopped"):
+        fit(Health(), {late: 1e5}, gradient_clip_val=clip)
+    health = Health()
+    fit(health, dict.fromkeys(range(late), 1e-6), gradient_clip_val=clip)  # then a million times what was usual
+    assert health.skipped == 0
 
 
 def test_what_does_not_end_is_not_skipped_for_ever() -> None:

@@ -50,14 +50,16 @@ def train(loop: HintLoop, until: int, extra: Callable[[], list[Any]] = list) -> 
         data,
         max_epochs=until * cfg.agent.epochs,
         **by_one(loop.models.device),
-        callbacks=[_health(cfg), ReflectionRounds(), *tell, *extra(), outer],
+        callbacks=[health(cfg), ReflectionRounds(), *tell, *extra(), outer],
         logger=loop.board("ppo").loggers,
         resume=checkpoint if distributed.agreed(checkpoint.is_file()) else None,
     )
 
 
-def _health(cfg: DictConfig) -> Health:
-    return Health(cfg.trainer.bad_updates, name="the agent's training", keys="agent.lr")
+def health(cfg: DictConfig) -> Health:
+    """Looks after the training of one agent, which clips its own gradients."""
+    clip = cfg.agent.max_grad_norm
+    return Health(cfg.trainer.bad_updates, name="the agent's training", keys="agent.lr", clip=clip)
 
 
 def sessions(loop: HintLoop, seed: int = 0) -> SessionDataModule:
@@ -91,7 +93,7 @@ def trained(loop: HintLoop, kind: str, number: int, seed: int = 0) -> Build:
             sessions(loop, seed),
             max_epochs=cfg.agent.epochs,
             **by_one(loop.models.device),
-            callbacks=[_health(cfg)],
+            callbacks=[health(cfg)],
             logger=loop.board(f"{kind}_{seed}").loggers,
         )
         return write_agent(work, agent, fitted.history)
