@@ -108,10 +108,14 @@ def cost_parts(stages: Iterable[Mapping[str, Any]], folder: Path) -> list[Part]:
         for stage in stages
         if stage["name"].endswith("/answers")
     }
+    return summed(part for stage in stages for part in _pieces(stage, written, hinted))
+
+
+def summed(parts: Iterable[Part]) -> list[Part]:
+    """Parts of the same name as one, such as those of several runs, in the order of the loop."""
     found: dict[tuple[str, str], list[Part]] = {}
-    for stage in stages:
-        for part in _pieces(stage, written, hinted):
-            found.setdefault((part.name, part.of), []).append(part)
+    for part in parts:
+        found.setdefault((part.name, part.of), []).append(part)
     return sorted((_together(mine) for mine in found.values()), key=lambda part: part.order)
 
 
@@ -184,8 +188,12 @@ def cost_context(parts: Sequence[Part]) -> dict[str, Any]:
     }
 
 
-def cost_sentence(parts: Sequence[Part]) -> str:
+def cost_sentence(parts: Sequence[Part], *, runs: int = 1) -> str:
     """Say what DPO and hints cost, beside the whole run; empty where there was no DPO.
+
+    Args:
+        parts: Of `cost_parts`, or of several runs `summed`.
+        runs: How many.
 
     >>> parts = [Part("Zero-shot knowledge", "", 5, 50, 4.0), Part("Answers of round 1", "DPO", 10, 90, 20.0)]
     >>> cost_sentence(parts)
@@ -194,14 +202,15 @@ def cost_sentence(parts: Sequence[Part]) -> str:
     rounds = sum(part.name.startswith(_SAMPLING) for part in parts)
     if not rounds:
         return ""
+    each = "" if runs == 1 else f" in each of {runs} runs"
     told = {of: amount(_together(mine)) for of in (DPO, HINTS) if (mine := [p for p in parts if p.of == of])}
-    clauses = [f"DPO cost {told[DPO]} ({rounds} round{'' if rounds == 1 else 's'})"] if told[DPO] else []
+    clauses = [f"DPO cost {told[DPO]} ({rounds} round{'' if rounds == 1 else 's'}{each})"] if told[DPO] else []
     if told.get(HINTS):
         clauses.append(f"{'h' if clauses else 'H'}ints cost {told[HINTS]}")
     if not clauses:
         return ""
-    whole = amount(_together(parts))
-    return " and ".join(clauses) + (f", of {whole} for the whole run." if whole else ".")
+    whole, all_of = amount(_together(parts)), "the whole run" if runs == 1 else f"all {runs} runs"
+    return " and ".join(clauses) + (f", of {whole} for {all_of}." if whole else ".")
 
 
 def amount(part: Part) -> str:

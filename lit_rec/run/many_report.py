@@ -17,6 +17,7 @@ from lit_rec.run.headline import Comparison, describe_difference
 from lit_rec.run.many import Section, equal, sections
 from lit_rec.run.many_figures import MOST_LINES, curves_figure, gaps_figure, row_figure
 from lit_rec.run.many_lengths import length_context
+from lit_rec.run.many_verdict import told_of
 from lit_rec.run.progress import console
 from lit_rec.run.report import duration, page_environment
 from lit_rec.run.results import with_interval
@@ -105,7 +106,15 @@ def section_table(section: Section) -> Group:
             end_section=False,
         )
         before = line["row"]
-    return Group(table, Text("\n".join(["", *section.verdict(), *section.notes])))
+    return Group(table, Text("\n".join(["", *_alone_lines(section), *section.verdict(), *section.notes])))
+
+
+def _alone_lines(section: Section) -> list[str]:
+    """What every setting shows by itself, in brief; of several, without the numbers."""
+    found = told_of(section)
+    if len(section.settings) == 1:
+        return [line for one in found for line in (*one.brief, one.cost) if line]
+    return [f"{one.setting.name}: {'. '.join(part for part in (one.claims, one.cost) if part)}" for one in found]
 
 
 def _gaps_of(section: Section, line: dict[str, Any], several: bool) -> list[Comparison]:
@@ -158,9 +167,10 @@ def _context(section: Section) -> dict[str, Any]:
         "headline": headline,
         "story": story,
         "several": several,
+        "told": told_of(section),
         "verdict": section.verdict(),
         "notes": section.notes,
-        "told": section.keys,
+        "named_by": section.keys,
         "settings": [_setting(section, n) for n in range(len(section.settings))],
         "rows": [
             {

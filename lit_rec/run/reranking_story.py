@@ -10,6 +10,7 @@ import polars as pl
 from lit_rec.run.headline import Comparison, Headline, claim, describe_difference, limit
 from lit_rec.run.seeds import seeds_of
 
+ONE_SEED, SEVERAL_SEEDS = "Each row of", "Training seeds"  # how the sentence about training seeds begins
 VARIANTS = ("both", "kar", "answer")  # how it reaches the reranker: with the history's vector, as KAR does, alone
 _FAMILIES = (
     "no_knowledge",
@@ -40,6 +41,20 @@ def split_name(row: str) -> tuple[str, str]:
 def family(row: str) -> str:
     """Return the kind of a row: `round` for `round_2_both`, `other` for what has no fixed place."""
     return next((name for name in (*_FAMILIES, "hinted") if row.startswith(name)), "other")
+
+
+def reads_llm(row: str) -> bool:
+    """Whether a row's reranker reads texts that the LLM has written.
+
+    >>> reads_llm("shuffled"), reads_llm("history_shuffled")
+    (True, False)
+    """
+    return family(row) == "shuffled" or family(row) not in (*_CONTROLS, "other")
+
+
+def is_tuned(row: str) -> bool:
+    """Whether a row's texts come from an LLM that DPO has tuned, or that was asked with hints."""
+    return reads_llm(row) and family(row) not in ("shuffled", "zero_shot")
 
 
 def round_number(row: str, kind: str = "round") -> int | None:
@@ -122,13 +137,15 @@ def wanted(row: str) -> Sequence[str]:
     }.get(kind, ["history_only"])
 
 
-def sentences(mine: Sequence[Comparison], means: Mapping[str, float], name: str, headline: Headline) -> list[str]:
+def sentences(
+    mine: Sequence[Comparison], means: Mapping[str, float], name: str, headline: Headline, runs: int = 1
+) -> list[str]:
     """Did hints and DPO help, by how much and how sure, and does any text beat the raw history?
 
     The last round is judged, never the best one: picking the best on test users would flatter it.
     """
     lines = _part_lines(mine, name, headline) + _own_line(mine, name, headline) + _text_lines(mine, name, headline)
-    return lines and lines + _seed_line(mine, name)
+    return lines and lines + _seed_line(mine, name, runs)
 
 
 _HINTS = ("The hints helped", "The hints hurt", "Whether the hints help is not shown")
@@ -175,12 +192,12 @@ def _part_lines(mine: Sequence[Comparison], reranker: str, headline: Headline) -
     return lines + reward
 
 
-def _seed_line(mine: Sequence[Comparison], reranker: str) -> list[str]:
+def _seed_line(mine: Sequence[Comparison], reranker: str, runs: int) -> list[str]:
     """How far the differences move with another draw of training seeds."""
     seeds = [number for c in mine if (number := seeds_of(c.by_seed))]
     if not seeds:
         return [
-            f"Each row of {reranker} was trained with one seed: how far another one moves it is in no interval here "
+            f"{ONE_SEED} {reranker} was trained with one seed: how far another one moves it is in no interval here "
             "(evaluation.seeds=3 shows it)."
         ]
     spreads = [
@@ -194,10 +211,21 @@ def _seed_line(mine: Sequence[Comparison], reranker: str) -> list[str]:
         else ""
     )
     return [
-        f"Training seeds ({min(seeds)} a row): with {reranker}, the difference of two rows varies from one to the next "
-        f"(standard deviation), {', '.join(spreads)}; intervals and p-values of differences count that in.{few} "
-        "The LLM was sampled and tuned once: what another draw of that would do is in no number of one run."
+        f"{SEVERAL_SEEDS} ({min(seeds)} a row): with {reranker}, the difference of two rows varies from one to the "
+        f"next (standard deviation), {', '.join(spreads)}; intervals and p-values of differences count that in.{few}"
+        f"{_llm_words(mine, runs)}"
     ]
+
+
+def _llm_words(mine: Sequence[Comparison], runs: int) -> str:
+    """How often the LLM was drawn; empty where no row reads a text of it."""
+    rows = {row for c in mine for row in (c.row, c.against)}
+    if not any(reads_llm(row) for row in rows):
+        return ""
+    drawn = "sampled and tuned once" if any(is_tuned(row) for row in rows) else "sampled once"
+    if runs > 1:
+        return f" The LLM was {drawn} in each of these {runs} runs."
+    return f" The LLM was {drawn}: what another draw of that would do is in no number of one run."
 
 
 def among(values: Sequence[float]) -> str:

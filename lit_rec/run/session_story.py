@@ -61,7 +61,7 @@ def row_order(row: str) -> tuple[int, str]:
     return (known.index(row), "") if row in known else (len(known), row)
 
 
-def sentences(mine: Sequence[Comparison], means: Means, name: str, headline: Headline) -> list[str]:
+def sentences(mine: Sequence[Comparison], means: Means, name: str, headline: Headline, runs: int = 1) -> list[str]:
     """Does the LLM use the session, do hints help, does choosing help, and where do LLM-free recommenders stand?"""
     found = {(c.row, c.against): c for c in mine}
     who = f"with {name}, " if name else ""

@@ -29,7 +29,8 @@ class Story:
         family: Kind of a row.
         row_order: Sort key of rows.
         wanted: Rows that a row must beat to have shown anything.
-        sentences: What one reranker's comparisons and means show; the string names it where there are several.
+        sentences: What one reranker's comparisons and means show; the string names it where there are several, the
+            number is that of the runs.
         with_layouts: (evaluation frame, configuration) -> the frame with a column `layout`: see `count_seeds`.
         trained: Parts of the configuration that say what is trained anew with every seed.
     """
@@ -47,7 +48,7 @@ class Story:
     family: Callable[[str], str]
     row_order: Callable[[str], tuple[Any, ...]]
     wanted: Callable[[str], Sequence[str]]
-    sentences: Callable[[Sequence[Comparison], Mapping[str, float], str, Headline], list[str]]
+    sentences: Callable[[Sequence[Comparison], Mapping[str, float], str, Headline, int], list[str]]
     with_layouts: Callable[[pl.DataFrame, Mapping[str, Any]], pl.DataFrame]
     trained: tuple[str, ...]
     marks: Mapping[str, str] = field(default_factory=dict)
@@ -61,9 +62,14 @@ class Story:
         return reranker.upper() if self.capitals else reranker
 
     def verdict(
-        self, comparisons: Sequence[Comparison], headline: Headline, rows: Sequence[Mapping[str, Any]] = ()
+        self,
+        comparisons: Sequence[Comparison],
+        headline: Headline,
+        rows: Sequence[Mapping[str, Any]] = (),
+        *,
+        runs: int = 1,
     ) -> list[str]:
-        """Say what the run shows, one fact a sentence; empty where nothing can be compared."""
+        """Say what a run shows, or several of one setting, one fact a sentence; empty where nothing can be compared."""
         lines: list[str] = []
         names = sorted({c.reranker for c in comparisons})
         for name in names:
@@ -73,7 +79,8 @@ class Story:
                 for r in rows
                 if r["reranker"] == name and r["mean"] is not None and headline.counts(r)
             }
-            lines += self.sentences(mine, means, self.named(name) if self.capitals or len(names) > 1 else "", headline)
+            called = self.named(name) if self.capitals or len(names) > 1 else ""
+            lines += self.sentences(mine, means, called, headline, runs)
         return lines
 
 

@@ -20,6 +20,7 @@ from lit_rec.run.differing import group_configs
 from lit_rec.run.finished import FinishedRun, read_run, run_folders
 from lit_rec.run.many import Section, Setting, against, sections
 from lit_rec.run.many_report import section_table, write_page
+from lit_rec.run.many_verdict import told_of
 from lit_rec.run.results import result_rows, write_results
 from lit_rec.run.stories import SESSIONS
 from tests.pages import EVIL, Page
@@ -39,6 +40,7 @@ CONFIG: dict[str, Any] = {
 }
 ENVIRONMENT = {"seconds": 3.0, "peak_memory_gb": 1.5, "device": "cpu", "threads": 2, "commit": "abc"}
 ROWS = ("history_only", "zero_shot", "round_1")
+USERS_60 = [f"user {n}" for n in range(60)]
 
 
 def configured(**changes: Any) -> dict[str, Any]:
@@ -364,6 +366,62 @@ class TestNumbers:
             assert line["mean"] == pytest.approx(kept[line["row"], "test", line["metric"]], abs=2e-6)
         assert run.curve == [(1, 0.0), (2, 0.1), (3, 0.2)]
         assert {(gap.row, gap.against) for gap in section.within} >= {("ppo", "no_hint"), ("no_hint", "random")}
+
+
+class TestVerdict:
+    """What a setting shows by itself stands above what differs between settings."""
+
+    def seeds_of(self, tmp_path: Path, **changes: Any) -> list[Path]:
+        """Three runs of one setting; DPO helps in all of them."""
+        runs = []
+        for seed in (1, 2, 3):
+            frames = list_frames(seed, list(range(60)), shift=0.0)
+            better = pl.when(pl.col("row") == "round_1").then(0.05).otherwise(0.0)
+            frames = frames.with_columns(pl.col("ndcg@5|standard") + better.cast(pl.Float32))
+            folder = tmp_path / f"{len(changes)}{seed}"
+            runs.append(write_run(folder, frames, config=configured(seed=seed, **changes), users=USERS_60))
+        return runs
+
+    def test_seeds_of_one_setting_say_whether_dpo_helped(self, tmp_path: Path, capsys: Any) -> None:
+        runs = self.seeds_of(tmp_path)
+        section = one_section(*runs)
+        (one,) = told_of(section)
+        gap = next(c for c in section.within if (c.row, c.against) == ("round_1", "zero_shot"))
+        assert gap.sure
+        assert one.lines[0].startswith(
+            f"DPO helped: with DLCM, round_1 against zero_shot is {gap.difference.mean:+.4f}"
+        )
+        assert "sampled and tuned once in each of these 3 runs" in one.lines[-1]
+        assert one.cost == (
+            "DPO cost 51 tokens and 1.5 s (1 round in each of 3 runs), of 102 tokens and 28 s for all 3 runs."
+        )
+        output = tmp_path / "page.html"
+        assert main(["report", *map(str, runs), "--output", str(output)]) == 0
+        page = Page(output.read_text()).text
+        told = " ".join(capsys.readouterr().out.split())
+        for words in ("DPO helped: with DLCM, round_1 against zero_shot is", one.cost):
+            assert words in page
+            assert words in told
+        assert page.index("DPO helped") < page.index("Results")
+        assert "cannot be told from chance" not in told  # in brief
+
+    def test_every_setting_is_told_before_they_are_compared(self, tmp_path: Path, capsys: Any) -> None:
+        runs = [*self.seeds_of(tmp_path), *self.seeds_of(tmp_path, policy__beta=1.0)]
+        section = one_section(*runs)
+        assert [one.setting.letter for one in told_of(section)] == ["A", "B"]
+        output = tmp_path / "page.html"
+        assert main(["report", *map(str, runs), "--output", str(output)]) == 0
+        page, told = Page(output.read_text()).text, " ".join(capsys.readouterr().out.split())
+        assert page.count("DPO helped:") == 2
+        assert page.index("DPO helped") < page.index("Setting against setting") < page.index("What differs")
+        assert "A: beta=0.1: DPO helped; Better than the raw history (history_only) with DLCM" in told
+
+    def test_runs_without_an_llm_say_nothing_of_one(self, tmp_path: Path) -> None:
+        frames = list_frames(1, list(range(40)), rows=("history_shuffled", "history_only"))
+        frames = pl.concat([frames, frames.with_columns(seed=1)])
+        (one,) = told_of(one_section(write_run(tmp_path / "a", frames)))
+        assert one.lines
+        assert "LLM was" not in " ".join(one.lines)
 
 
 class TestSettings:
