@@ -41,7 +41,11 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
         if not distributed.leave():
             return
         rows = result_rows(
-            frames, task="reranking", dataset=loops[0].ground.data.name, protocol=cfg.lists.protocol, seed=cfg.seed
+            frames,
+            task="reranking",
+            dataset=loops[0].ground.data.name,
+            protocol=cfg.lists.protocol,
+            whole=cfg.users is None,
         )
         (run.path / "report.html").unlink(missing_ok=True)  # a folder that has everything is of one configuration
         write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
@@ -50,7 +54,7 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
         headline = choose_headline(frames, convention=convention_of(cfg))
-        comparisons = compare_rows(RERANKING.with_layouts(frames, cfg), headline, seed=cfg.seed)
+        comparisons = compare_rows(RERANKING.with_layouts(frames, cfg), headline)
         rounds = round_summaries(loops[0], rows)
         write_atomic(run.path / "rounds.json", json.dumps(rounds, indent=1))
         hints, cost = hint_story(loops[0]), run_cost(run)
@@ -111,8 +115,8 @@ def show(cfg: DictConfig, split: str) -> None:
                 fix=f"hold some out: evaluation.{split}=0.1",
             )
         frame = measure(loop, row, 0, module, (split,))
-        protocol = cfg.lists.protocol
-        rows = result_rows(frame, task="reranking", dataset=loop.ground.data.name, protocol=protocol, seed=cfg.seed)
+        about = {"dataset": loop.ground.data.name, "protocol": cfg.lists.protocol}
+        rows = result_rows(frame, task="reranking", **about, whole=cfg.users is None)
         headline = choose_headline(frame, convention=convention_of(cfg), split=split)
         console.print(f"final reranker: {row}, fold {loop.fold}, {split} users", highlight=False)
         console.print(render_table(rows, frame, headline=headline))

@@ -56,6 +56,7 @@ class FinishedRun:
         users: Ids of the users that the numbers in `user` stand for; empty where the run does not tell.
         rewards: fold, user, round (place of the state), tokens and reward of the answers to training users that a
             report shows; without lines where no LLM was tuned.
+        size: Users, or sessions, that it had; None where it does not tell.
         flattered: Whether the agent that picks hints was kept by the rewards of the held-out users of the curve.
     """
 
@@ -71,6 +72,7 @@ class FinishedRun:
     users: list[str] = field(default_factory=list)
     rewards: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_REWARDS))
     flattered: bool = False
+    size: int | None = None
 
     @property
     def story(self) -> Story:
@@ -145,6 +147,7 @@ def read_run(path: str | Path) -> FinishedRun:
         users,
         rewards,
         any(one.get("heldout_flattered") for one in _states(path)),
+        _size(path, _sessions(results)),
     )
     _check_means(run, again)
     return run
@@ -244,6 +247,12 @@ def _identity(path: Path, config: dict[str, Any], sessions: bool) -> tuple[str, 
     drawn = [key.get("users"), config["seed"]] if key.get("users") is not None and not users else None
     ground = hashlib.sha256((stage / "lists.safetensors").read_bytes()).hexdigest()
     return digest([key["data"], drawn, bool(users)]), ground, users
+
+
+def _size(path: Path, sessions: bool) -> int | None:
+    file = path / "stages" / ("sessions" if sessions else "lists") / MANIFEST
+    counts = (_json(file, "a stage's manifest") if file.is_file() else {}).get("counts") or {}
+    return counts.get("sessions" if sessions else "users")
 
 
 def _cost(path: Path, sessions: bool) -> dict[str, Any]:

@@ -237,7 +237,9 @@ def _joined(
 
 def _lines(setting: Setting, story: Story) -> list[dict[str, Any]]:
     first = setting.runs[0].results[0]
-    rows = result_rows(setting.frames, dataset=first["dataset"], protocol=first["protocol"], story=story)
+    about = {"dataset": first["dataset"], "protocol": first["protocol"]}
+    whole = setting.runs[0].config.get("users") is None
+    rows = result_rows(setting.frames, **about, story=story, whole=whole)
     return [{**row, "setting": setting.letter} for row in rows]
 
 

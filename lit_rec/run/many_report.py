@@ -14,7 +14,7 @@ from lit_rec.run.figures import finite
 from lit_rec.run.finished import FinishedRun, read_run, run_folders
 from lit_rec.run.folder import write_atomic
 from lit_rec.run.headline import Comparison, describe_difference
-from lit_rec.run.many import Section, equal, sections
+from lit_rec.run.many import Section, Setting, equal, sections
 from lit_rec.run.many_figures import MOST_LINES, curves_figure, gaps_figure, row_figure
 from lit_rec.run.many_lengths import length_context
 from lit_rec.run.many_verdict import told_of
@@ -61,8 +61,14 @@ def _title(runs: Sequence[FinishedRun]) -> str:
 
 def section_title(section: Section) -> str:
     """The task, and the recipes that its runs are of."""
-    found = dict.fromkeys(str(run.config["recipe"]) for one in section.settings for run in one.runs)
-    return f"{TASKS[section.story.task]} ({', '.join(RECIPES.get(recipe, recipe) for recipe in found)})"
+    found = dict.fromkeys(_recipe(run) for one in section.settings for run in one.runs)
+    return f"{TASKS[section.story.task]} ({', '.join(found)})"
+
+
+def _recipe(run: FinishedRun) -> str:
+    name = str(run.config["recipe"])
+    alone = name == "unified" and (run.config.get("agent") or {}).get("pick") == "none"  # no agent, so no hints
+    return RECIPES["rlrf"] if alone else RECIPES.get(name, name)
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------
@@ -72,7 +78,7 @@ def section_table(section: Section) -> Group:
     """Make the terminal's summary of one section."""
     headline, story = section.headline, section.story
     several = len(section.settings) > 1
-    settings = [f"{one.name} ({_count(len(one.runs), 'run')})" for one in section.settings]
+    settings = [f"{one.name} ({_count(len(one.runs), 'run')}; {_measured(section, one)})" for one in section.settings]
     table = Table(
         title=Text("\n".join([section_title(section), *settings])),
         title_justify="left",
@@ -115,6 +121,27 @@ def _alone_lines(section: Section) -> list[str]:
     if len(section.settings) == 1:
         return [line for one in found for line in (*one.brief, one.cost) if line]
     return [f"{one.setting.name}: {'. '.join(part for part in (one.claims, one.cost) if part)}" for one in found]
+
+
+def measured_on(section: Section, one: Setting) -> dict[str, str]:
+    """On what a setting was measured: data, protocol, how many users there are, and how many of them are counted."""
+    first, unit = one.runs[0].results[0], section.headline.drawn
+    tested = max((r["n"] for r in section.lines if r["setting"] == one.letter and r["unit"] == unit), default=0)
+    sizes = sorted({run.size for run in one.runs if run.size is not None})
+    sample = "" if one.runs[0].config.get("users") is None else "a sample of "
+    people = {f"{unit}s": sample + " or ".join(f"{size:,}" for size in sizes)} if sizes else {}
+    return {
+        "data": first["dataset"],
+        "protocol": first["protocol"],
+        **people,
+        f"{section.headline.split} {unit}s": f"{tested:,}",
+    }
+
+
+def _measured(section: Section, one: Setting) -> str:
+    """`measured_on` in one line."""
+    found = measured_on(section, one).items()
+    return ", ".join(value if name in ("data", "protocol") else f"{value} {name}" for name, value in found)
 
 
 def _gaps_of(section: Section, line: dict[str, Any], several: bool) -> list[Comparison]:
@@ -171,6 +198,7 @@ def _context(section: Section) -> dict[str, Any]:
         "verdict": section.verdict(),
         "notes": section.notes,
         "named_by": section.keys,
+        "measured": dict.fromkeys(name for one in section.settings for name in measured_on(section, one)),
         "settings": [_setting(section, n) for n in range(len(section.settings))],
         "rows": [
             {
@@ -220,6 +248,7 @@ def _setting(section: Section, number: int) -> dict[str, Any]:
     return {
         "letter": one.letter,
         "label": one.label,
+        "measured": measured_on(section, one),
         "values": one.values,
         "runs": [str(run.path) for run in one.runs],
         "seeds": ", ".join(str(seed) for seed in dict.fromkeys(run.config["seed"] for run in one.runs)),

@@ -34,7 +34,7 @@ def published_value(
 
     Args:
         dataset: its name, such as "ml-1m" or "amazon-books".
-        protocol: only "kar" can be compared with the paper.
+        protocol: only "kar" can be compared with the paper, and only on all users: the caller sees to that.
         reranker: any case; the paper has DLCM and PRM.
         row: `no_knowledge`, `zero_shot` (KAR) or the last round (RLRF4Rec); `_kar` inputs count as well.
         metric: "ndcg@5" or "map@5".

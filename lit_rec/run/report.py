@@ -51,7 +51,8 @@ def write_report(
         frames: the evaluation frames, for paired differences and the seeds' own means.
         rounds: one dictionary per policy state, round 0 being the zero-shot model; any value may be None. A
             `name` that has no `place` among the rounds marks a control: in the tables, not in the curves.
-        rewards: one line per scored answer: round (the state's `place`), tokens, reward (more columns do no harm).
+        rewards: one line per scored answer: round (the state's `place`), sample (0: the user's knowledge), tokens,
+            reward (more columns do no harm).
         pairs: one line per pair: round, user_id, prompt, chosen, rejected, chosen_reward, rejected_reward.
         stages: {name, seconds, counts, reused} in order.
         config_yaml: the composed configuration.
@@ -126,6 +127,7 @@ def _facts(
         return ", ".join(sorted({r[column] for r in rows}))
 
     mine = [r for r in rows if r["split"] == headline.split]
+    idle = story.idle({r["row"] for r in rows}) if rows else ()
     facts = {
         "Data": names("dataset"),
         "Protocol": names("protocol") or setting("lists.protocol"),
@@ -135,7 +137,7 @@ def _facts(
             for unit in story.units
         },
         "Seeds per row": max((r["seeds"] for r in rows), default=None),
-        **{label: setting(key) for label, key in story.facts},
+        **{label: setting(key) for label, key in story.facts if label not in idle},
     }
     return {
         label: f"{value:,}" if isinstance(value, int) else value

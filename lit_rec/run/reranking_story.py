@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -55,6 +55,12 @@ def reads_llm(row: str) -> bool:
 def is_tuned(row: str) -> bool:
     """Whether a row's texts come from an LLM that DPO has tuned, or that was asked with hints."""
     return reads_llm(row) and family(row) not in ("shuffled", "zero_shot")
+
+
+def idle(rows: Collection[str]) -> list[str]:
+    """Facts of the configuration that no row has anything of: the LLM where none reads its texts, pairs without DPO."""
+    unused = [] if any(is_tuned(row) for row in rows) else ["Answers per user and round", "Reward"]
+    return unused if any(reads_llm(row) for row in rows) else ["LLM", *unused]
 
 
 def round_number(row: str, kind: str = "round") -> int | None:

@@ -57,6 +57,7 @@ def result_rows(
     resamples: int = RESAMPLES,
     seed: int = 0,
     story: Story = RERANKING,
+    whole: bool = True,
 ) -> list[dict[str, Any]]:
     """Summarise per-list metrics: one line per split, reranker, row, metric, convention and unit.
 
@@ -68,11 +69,12 @@ def result_rows(
         resamples: bootstrap samples behind the intervals over lists.
         seed: of the bootstrap.
         story: of the recipe: order of the rows, and what means are taken over.
+        whole: whether all users of the data set were used: published numbers are of all, not of a sample.
 
     Returns:
         Dictionaries with the keys of `FIELDS`: `metric` is "ndcg@5", say; `ci95` is [low, high], or two
         None with fewer than two users; `n` counts users, lists or sessions; `seeds` counts seeds; `published` is the
-        paper's number where one is comparable (protocol and convention kar, test split, mean over lists).
+        paper's number where one is comparable (all users, protocol and convention kar, test split, mean over lists).
     """
     metrics = metric_columns(frames)
     if not metrics or frames.is_empty():
@@ -109,7 +111,7 @@ def result_rows(
             known = published_value(
                 dataset=dataset, protocol=protocol, reranker=reranker, row=row, metric=metric, last_round=last
             )
-            comparable = known if convention == "kar" and split == "test" else None
+            comparable = known if whole and convention == "kar" and split == "test" else None
             mean, low, high = over_lists[key, column]
             numbers = _numbers(mean, low, high, int(part["lists"].sum()), seeds)
             rows.append({**shared, "unit": "list", **numbers, "published": comparable})

@@ -53,7 +53,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         environment = describe_environment(time.perf_counter() - started)
         write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
         headline = choose_headline(frames, story=SESSIONS)
-        comparisons = compare_rows(frames, headline, seed=cfg.seed, story=SESSIONS)
+        comparisons = compare_rows(frames, headline, story=SESSIONS)
         story = story_of(rows)
         write_report(
             run.path / "report.html",
@@ -82,7 +82,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
 
 def lines_of(frames: pl.DataFrame, rows: SessionRows) -> list[dict[str, Any]]:
     """The lines of results.json."""
-    return result_rows(frames, dataset=rows.data.name, protocol="next_item", seed=rows.cfg.seed, story=SESSIONS)
+    return result_rows(frames, dataset=rows.data.name, protocol="next_item", story=SESSIONS)
 
 
 def story_of(rows: SessionRows) -> SessionStory:

@@ -1,6 +1,6 @@
 """What a recipe's tables, verdict and report page have to tell: which rows, against which others, in which words."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Story:
         contrast: Family of rows they set beside it.
         marks: Row -> what has to be said beside its name.
         facts: (label, configuration key) of what stands at the top of the page.
+        idle: Rows -> labels of facts that none of these rows has anything of.
         capitals: Whether what `reranker` names is written in capitals.
         family: Kind of a row.
         row_order: Sort key of rows.
@@ -52,6 +53,7 @@ class Story:
     with_layouts: Callable[[pl.DataFrame, Mapping[str, Any]], pl.DataFrame]
     trained: tuple[str, ...]
     marks: Mapping[str, str] = field(default_factory=dict)
+    idle: Callable[[Collection[str]], Collection[str]] = lambda rows: ()
 
     def has_to_beat(self, row: str, present: Sequence[str]) -> list[str]:
         """Return the rows that `row` must beat to have shown anything, of those present."""
@@ -108,6 +110,7 @@ RERANKING = Story(
     sentences=reranking_story.sentences,
     with_layouts=reranking_story.with_layouts,
     trained=("reranker", "encoder"),
+    idle=reranking_story.idle,
 )
 
 SESSIONS = Story(

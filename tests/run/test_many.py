@@ -1,5 +1,7 @@
 """Several runs side by side: every number against plain numpy on the runs' own metrics, and what is refused."""
 
+import inspect
+import io
 import json
 import math
 import re
@@ -12,17 +14,20 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import save_file
 
 from lit_rec.cli import main
 from lit_rec.metrics.sessions import rank_metrics
+from lit_rec.run import commands, session_commands
+from lit_rec.run.comparisons import compare_rows
 from lit_rec.run.differing import group_configs
 from lit_rec.run.finished import FinishedRun, read_run, run_folders
 from lit_rec.run.many import Section, Setting, against, sections
-from lit_rec.run.many_report import section_table, write_page
+from lit_rec.run.many_report import section_table, section_title, write_page
 from lit_rec.run.many_verdict import told_of
 from lit_rec.run.results import result_rows, write_results
-from lit_rec.run.stories import SESSIONS
+from lit_rec.run.stories import RERANKING, SESSIONS
 from tests.pages import EVIL, Page
 from tests.worlds import assert_told
 
@@ -101,7 +106,9 @@ def write_run(
     answers.mkdir(parents=True)
     table = pl.DataFrame({"sample": [0, 1] * 6, "tokens": [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2]})
     table.write_parquet(answers / "answers.parquet")
-    (answers / "manifest.json").write_text(json.dumps({"seconds": 1, "counts": {"answers": 12, "tokens": 34}}))
+    (answers / "manifest.json").write_text(
+        json.dumps({"seconds": 1, "counts": {"answers": 12, "tokens": 34, "tokens_written": 34}})
+    )
     for fold in frames["fold"].unique():
         for state in ("zero_shot", "round_1", "random_pairs"):
             write_rewards(folder, state, reward_table(fold), fold=fold)
@@ -358,6 +365,24 @@ class TestNumbers:
         write_page(tmp_path / "page.html", [section], title="x")
         assert "0.77053" in Page((tmp_path / "page.html").read_text()).text
 
+    def test_published_numbers_do_not_stand_beside_a_sample_of_users(self, tmp_path: Path) -> None:
+        config = configured(lists__protocol="kar", users=20)
+        frames = list_frames(0, list(range(20)), rows=("no_knowledge", "zero_shot"))
+        write_run(tmp_path / "a", frames, config=config, protocol="kar", users=USERS_60[:20])
+        assert [line["published"] for line in one_section(tmp_path / "a").lines if line["published"]] == []
+
+    def test_one_comparison_is_the_same_alone_and_beside_others(self, tmp_path: Path) -> None:
+        """The run's own page, whatever its seed, and the joint one draw the same bootstrap samples."""
+        frames = list_frames(3, list(range(60)))
+        run = write_run(tmp_path / "a", frames, config=configured(seed=5))
+        (section,) = sections([read_run(run)])
+        alone = compare_rows(RERANKING.with_layouts(frames, configured()), section.headline)
+        assert [(c.row, c.difference, c.p_holm) for c in alone] == [
+            (c.row, c.difference, c.p_holm) for c in section.within
+        ]
+        for file in (commands, session_commands):
+            assert "seed=cfg.seed" not in inspect.getsource(file)
+
     def test_sessions_are_made_of_their_ranks(self, tmp_path: Path) -> None:
         run = read_run(write_session_run(tmp_path / "a"))
         kept = {(r["row"], r["split"], r["metric"]): r["mean"] for r in run.results}
@@ -556,8 +581,23 @@ class TestPage:
         section = one_section(a, b)
         assert section.gaps == []
         assert section.verdict() == []
+        write_page(tmp_path / "page.html", [section], title="x")
+        cells = re.findall(
+            r'<td data-label="(data|protocol|test users)">([^<]*)</td>', (tmp_path / "page.html").read_text()
+        )
+        wanted = [("protocol", "strict"), ("test users", "20")]
+        assert cells == [("data", "ml-1m"), *wanted, ("data", "books"), *wanted]
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(section_table(section))
+        assert "B: beta=1.0 (1 run; books, strict, 20 test users)" in console.export_text()
         assert "Not compared: A and B" in section.notes[0]
         assert {line["setting"] for line in section.picked()} == {"A", "B"}
+
+    def test_hints_are_named_only_where_an_agent_picks_them(self, tmp_path: Path) -> None:
+        frames = list_frames(0, list(range(20)))
+        for pick, title in (("none", "Reranking (RLRF4Rec)"), ("ppo", "Reranking (RLRF4Rec with hints)")):
+            run = write_run(tmp_path / pick, frames, config=configured(recipe="unified", agent__pick=pick))
+            assert section_title(one_section(run)) == title
 
     def test_one_two_and_mixed_runs(self, tmp_path: Path, capsys: Any) -> None:
         runs = [
