@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_rec import distributed
 from lit_rec.config import plain
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Messages
@@ -24,6 +25,7 @@ from lit_rec.policy.pairs import NOISE, conversational, make_pairs
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.judge import Judge
 from lit_rec.recipes.models import callbacks_key
+from lit_rec.run.cost import WRITTEN
 from lit_rec.run.loggers import Board, make_board
 from lit_rec.run.progress import step
 from lit_rec.run.rates import remember
@@ -135,6 +137,7 @@ class Loop:
             with step(f"{state}: the LLM writes", sum(counts), "answers") as progress, self.as_in(state):
                 given = self.llm.answers(self.prompts_of(state, [u for u, _ in rows]), counts, progress=progress)
             remember(self.cfg, "tokens", progress.extra, progress.seconds)
+            written = sum(distributed.gathered(progress.extra))  # the others came from the store, and took no time
             table = pl.DataFrame(
                 [
                     {"user": user, "sample": j, "text": a.text, "tokens": a.tokens, "finish": a.finish, "split": name}
@@ -143,7 +146,7 @@ class Loop:
                 ]
             )
             table.write_parquet(work / "answers.parquet")
-            return {"answers": len(table), "tokens": int(table["tokens"].sum())}
+            return {"answers": len(table), "tokens": int(table["tokens"].sum()), WRITTEN: written}
 
         made_by = self.made_by(state)
         key = {

@@ -16,6 +16,7 @@ from lit_rec.run.reranking_story import family, round_number
 from lit_rec.run.round_report import make_table
 
 TRAINING = "training_seconds"  # in a stage's counts: training that went on before the stage was built
+WRITTEN = "tokens_written"  # in the counts of answers: tokens that the store did not have, which alone took time
 HINTS, DPO = "hints", "DPO"
 _DATA, _JUDGE, _SAMPLING, _TRAINING = "Data, items and histories", "Reward reranker", "Answers of round", "DPO training"
 _SCORING, _CONTROLS, _ROWS = "Encoding and scoring", "Controls (random pairs, best of N)", "Final rerankers"
@@ -38,10 +39,12 @@ _ORDER = (
     _CONTROLS,
     _ROWS,
 )
+_UNKNOWN = " Tokens that the store had took none of these seconds; how many they were was not counted."
 _COLUMNS = (
     ("of", "part of", "s"),
     ("answers", "LLM answers", ",d"),
-    ("tokens", "tokens written", ",d"),
+    ("tokens", "tokens", ",d"),
+    ("stored", "from the store", ",d"),
     ("seconds", "seconds", ",.1f"),
 )
 
@@ -56,6 +59,7 @@ class Part:
         answers: Written by the LLM.
         tokens: Of these answers.
         seconds: Of all its stages.
+        stored: Tokens that the store had when they were asked for: they took no seconds.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Part:
     answers: int | None
     tokens: int | None
     seconds: float | None
+    stored: int | None = 0
 
     @property
     def order(self) -> tuple[int, int, str]:
@@ -73,17 +78,24 @@ class Part:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Answers of a state: all, and those that are a user's knowledge."""
+    """Answers of a state: all, and those that are a user's knowledge; `written` as its stage has counted it."""
 
     answers: int
     tokens: int
     first_answers: int
     first_tokens: int
+    written: int | None
 
     @property
     def first(self) -> float:
         """Share of the tokens that is knowledge."""
         return self.first_tokens / self.tokens if self.tokens else 1.0
+
+    def stored(self, tokens: int) -> int | None:
+        """How many of some of the tokens came from the store: the same share as of all, as seconds are shared out."""
+        if self.written is None:
+            return None
+        return round((1 - self.written / self.tokens) * tokens) if self.tokens else 0
 
 
 def stage_seconds(stage: Mapping[str, Any]) -> float:
@@ -122,7 +134,8 @@ def summed(parts: Iterable[Part]) -> list[Part]:
 def _answers(stage: Mapping[str, Any], folder: Path) -> _Answers:
     table = pl.read_parquet(folder / stage["name"] / "answers.parquet", columns=["sample", "tokens"])
     first = table.filter(pl.col("sample") == 0)
-    return _Answers(len(table), int(table["tokens"].sum()), len(first), int(first["tokens"].sum()))
+    written = (stage.get("counts") or {}).get(WRITTEN)
+    return _Answers(len(table), int(table["tokens"].sum()), len(first), int(first["tokens"].sum()), written)
 
 
 def _pieces(stage: Mapping[str, Any], written: Mapping[str, _Answers], hinted: bool) -> Iterator[Part]:
@@ -142,8 +155,9 @@ def _pieces(stage: Mapping[str, Any], written: Mapping[str, _Answers], hinted: b
         count = None if key.get("item_text") == "llm" else 0
         yield Part(_DATA, "", count, count, seconds)
     elif family(state) in ("random_pairs", "best_of_n") or kind == "pairs_random":
-        answers, tokens = (mine.answers, mine.tokens) if mine and kind == "answers" else (0, 0)
-        yield Part(_CONTROLS, "", answers, tokens, None if kind == "policy" and TRAINING not in counts else seconds)
+        told = (mine.answers, mine.tokens, mine.stored(mine.tokens)) if mine and kind == "answers" else (0, 0, 0)
+        timed = None if kind == "policy" and TRAINING not in counts else seconds
+        yield Part(_CONTROLS, "", *told[:2], timed, told[2])
     elif kind == "policy":
         yield Part(_TRAINING, DPO, 0, 0, seconds if TRAINING in counts else None)
     elif kind == "reward_model":
@@ -163,10 +177,10 @@ def _shared(state: str, kind: str, mine: _Answers, seconds: float) -> Iterator[P
         if mine.first < 1:
             yield Part(_SCORING, DPO, 0, 0, seconds * (1 - mine.first))
         return
-    yield Part(name, of, mine.first_answers, mine.first_tokens, seconds * mine.first)
+    yield Part(name, of, mine.first_answers, mine.first_tokens, seconds * mine.first, mine.stored(mine.first_tokens))
     if mine.answers > mine.first_answers:
-        rest = mine.answers - mine.first_answers, mine.tokens - mine.first_tokens
-        yield Part(f"{_SAMPLING} {number}", DPO, *rest, seconds * (1 - mine.first))
+        answers, tokens = mine.answers - mine.first_answers, mine.tokens - mine.first_tokens
+        yield Part(f"{_SAMPLING} {number}", DPO, answers, tokens, seconds * (1 - mine.first), mine.stored(tokens))
 
 
 def _together(parts: Sequence[Part]) -> Part:
@@ -175,15 +189,16 @@ def _together(parts: Sequence[Part]) -> Part:
     def total(values: Sequence[Any]) -> Any:
         return None if None in values else sum(values)
 
-    answers, tokens = total([part.answers for part in parts]), total([part.tokens for part in parts])
-    return Part(parts[0].name, parts[0].of, answers, tokens, total([part.seconds for part in parts]))
+    numbers = [total([getattr(part, name) for part in parts]) for name in ("answers", "tokens", "seconds", "stored")]
+    return Part(parts[0].name, parts[0].of, *numbers)
 
 
 def cost_context(parts: Sequence[Part]) -> dict[str, Any]:
     """Return what `report_cost.html.j2` shows."""
+    columns = [one for one in _COLUMNS if one[0] != "stored" or any(part.stored for part in parts)]
     whole = [("The whole run", vars(_together(parts)) | {"of": ""})] if parts else []
     return {
-        "table": make_table("Cost", [*((part.name, vars(part)) for part in parts), *whole], _COLUMNS),
+        "table": make_table("Cost", [*((part.name, vars(part)) for part in parts), *whole], columns),
         "sentence": cost_sentence(parts),
     }
 
@@ -210,12 +225,19 @@ def cost_sentence(parts: Sequence[Part], *, runs: int = 1) -> str:
     if not clauses:
         return ""
     whole, all_of = amount(_together(parts)), "the whole run" if runs == 1 else f"all {runs} runs"
-    return " and ".join(clauses) + (f", of {whole} for {all_of}." if whole else ".")
+    unknown = any(part.stored is None for part in parts)
+    return " and ".join(clauses) + (f", of {whole} for {all_of}." if whole else ".") + (_UNKNOWN if unknown else "")
 
 
 def amount(part: Part) -> str:
-    """Tokens and seconds as far as they were counted."""
-    told = [f"{part.tokens:,} tokens"] if part.tokens else []
+    """Tokens and seconds as far as they were counted.
+
+    >>> amount(Part("", "", 5, 1000, 4.0, 300))
+    '1,000 tokens (300 of them from the store) and 4.0 s'
+    """
+    share = "all" if part.stored == part.tokens else f"{part.stored:,}" if part.stored else ""
+    stored = f" ({share} of them from the store)" if share else ""
+    told = [f"{part.tokens:,} tokens{stored}"] if part.tokens else []
     if part.seconds is not None:
         told.append(f"{part.seconds:,.1f} s" if part.seconds < 10 else f"{part.seconds:,.0f} s")
     return " and ".join(told)

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from lit_rec.run.cost import Part, cost_parts, cost_sentence
+from lit_rec.run.cost import Part, cost_context, cost_parts, cost_sentence
 
 USERS, SAMPLES = 4, 3  # training users; one more user has one answer
 
@@ -16,15 +16,16 @@ def stage(name: str, seconds: float, key: dict[str, Any] | None = None, **counts
     return {"name": name, "seconds": seconds, "key": key or {}, "counts": counts}
 
 
-def answers(folder: Path, name: str, seconds: float, *, samples: int) -> dict[str, Any]:
-    """An answers stage: first answers have 10 tokens, further ones 5."""
+def answers(folder: Path, name: str, seconds: float, *, samples: int, written: float = 1.0) -> dict[str, Any]:
+    """An answers stage: first answers have 10 tokens, further ones 5; a share of them was not in the store."""
     rows = [(user, sample) for user in range(USERS) for sample in range(samples)] + [(USERS, 0)]
     table = pl.DataFrame(rows, schema=["user", "sample"], orient="row").with_columns(
         tokens=pl.when(pl.col("sample") == 0).then(10).otherwise(5)
     )
     (folder / name / "answers").mkdir(parents=True)
     table.write_parquet(folder / name / "answers" / "answers.parquet")
-    return stage(f"{name}/answers", seconds, answers=len(table), tokens=int(table["tokens"].sum()))
+    tokens = int(table["tokens"].sum())
+    return stage(f"{name}/answers", seconds, answers=len(table), tokens=tokens, tokens_written=round(tokens * written))
 
 
 def plain_run(folder: Path, fold: int = 0) -> list[dict[str, Any]]:
@@ -153,3 +154,30 @@ def test_without_rounds_there_is_nothing_to_say(tmp_path: Path) -> None:
     parts = cost_parts(stages, tmp_path)
     assert [p.name for p in parts] == ["Zero-shot knowledge", "Final rerankers"]
     assert cost_sentence(parts) == cost_sentence([]) == ""
+
+
+def test_tokens_that_the_store_had_are_told_from_those_that_took_the_seconds(tmp_path: Path) -> None:
+    stages = [
+        answers(tmp_path, "zero_shot", 0.1, samples=SAMPLES, written=0.0),
+        answers(tmp_path, "round_1", 5.0, samples=1, written=0.5),
+    ]
+    parts = {part.name: part for part in cost_parts(stages, tmp_path)}
+    assert {name: (part.tokens, part.stored) for name, part in parts.items()} == {
+        "Zero-shot knowledge": (50, 50),
+        "Answers of round 1": (40, 40),
+        "Knowledge after DPO": (50, 25),
+    }
+    assert cost_sentence([*parts.values()]) == (
+        "DPO cost 90 tokens (65 of them from the store) and 5.0 s (1 round), "
+        "of 140 tokens (115 of them from the store) and 5.1 s for the whole run."
+    )
+    assert "from the store" in cost_context([*parts.values()])["table"]["columns"]
+
+
+def test_what_an_earlier_version_did_not_count_is_said(tmp_path: Path) -> None:
+    stages = [answers(tmp_path, "zero_shot", 0.1, samples=SAMPLES)]
+    del stages[0]["counts"]["tokens_written"]
+    parts = cost_parts(stages, tmp_path)
+    assert all(part.stored is None for part in parts)
+    assert cost_sentence(parts).endswith("how many they were was not counted.")
+    assert "from the store" not in cost_context(parts)["table"]["columns"]

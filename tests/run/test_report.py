@@ -283,7 +283,7 @@ def test_the_cost_stands_part_by_part_and_ends_the_verdict(tmp_path: Path) -> No
     body = text.split("<h2>Cost</h2>")[1].split("</table>")[0]
     lines = [re.findall(r">([^<>]*)</t[hd]>", line) for line in body.split("<tr>")[1:]]
     assert lines == [
-        ["Part", "part of", "LLM answers", "tokens written", "seconds"],
+        ["Part", "part of", "LLM answers", "tokens", "seconds"],
         ["Zero-shot knowledge", "", "10", "1,000", "5.0"],
         ["Answers of round 1", "DPO", "40", "12,000", "300.0"],
         ["DPO training", "DPO", "0", "0", "20.5"],
