@@ -36,7 +36,9 @@ def make_pairs(
 
     Returns:
         (pairs, counts): user, chosen, rejected, chosen_reward, rejected_reward, by user; and users, tie_rate (share of
-        users without a pair), unique_answer_rate, reward_mean, reward_spread (mean over users of best - worst).
+        users whose answers are worth the same), with `min_gap` above 0 small_gap_rate (share of users whose rewards
+        differ by no more), unique_in_user_rate (different answers of a user), reward_mean, reward_spread (mean over
+        users of best - worst).
     """
     ordered = rewards.sort("user", "reward", "sample", descending=[False, True, False])
     ends = ordered.group_by("user", maintain_order=True).agg(
@@ -52,11 +54,14 @@ def make_pairs(
         "users": len(ends),
         "reward_mean": _mean(rewards["reward"]),
         "reward_spread": _mean(ends.select(gap.alias("gap"))["gap"]),
-        "unique_answer_rate": float(ends["unique"].sum()) / max(float(ends["answers"].sum()), 1.0),
+        "unique_in_user_rate": float(ends["unique"].sum()) / max(float(ends["answers"].sum()), 1.0),
     }
     # Equal rewards carry no preference, and equal texts no difference.
-    kept = ends.filter((gap > min_gap) & (gap > NOISE) & (pl.col("chosen") != pl.col("rejected")))
-    counts["tie_rate"] = 1 - len(kept) / max(len(ends), 1)
+    told_apart = ends.filter((gap > NOISE) & (pl.col("chosen") != pl.col("rejected")))
+    kept = told_apart.filter(gap > min_gap)
+    counts["tie_rate"] = 1 - len(told_apart) / max(len(ends), 1)
+    if min_gap > 0:
+        counts["small_gap_rate"] = (len(told_apart) - len(kept)) / max(len(ends), 1)
     if max_pairs is not None and len(kept) > max_pairs:
         kept = kept.sort(gap.alias("gap"), "user", descending=[True, False]).head(max_pairs).sort("user")
     pairs = kept.select("user", "chosen", "rejected", "chosen_reward", "rejected_reward")

@@ -183,7 +183,11 @@ def label_places(axes: Axes, places: Collection[float]) -> None:
 
 
 def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
-    """Draw the distribution of rewards of every round's answers, one histogram above the other."""
+    """Draw the distribution of rewards in every round, one histogram above the other.
+
+    Args:
+        rewards: `round` and `reward` of one answer a user, the same users in every round: their means stand together.
+    """
     known = rewards.filter(pl.col("reward").is_finite())
     if known.is_empty():
         return None
@@ -201,9 +205,9 @@ def rewards_figure(rewards: pl.DataFrame) -> Markup | None:
             axes.grid(axis="y", visible=False)
             axes.spines["left"].set_visible(False)
             axes.set_title(
-                f"{place_name(number)}: mean {values.mean():.4f}, {len(values):,} answers", loc="left", fontsize=9
+                f"{place_name(number)}: mean {values.mean():.4f}, {len(values):,} users", loc="left", fontsize=9
             )
-        grid[-1].set_xlabel("reward of an answer")
+        grid[-1].set_xlabel("reward of a user's knowledge")
     return drawn[0]
 
 

@@ -11,13 +11,13 @@ from rich.table import Table
 from lit_rec.recipes.loop import Loop
 from lit_rec.recipes.summary import summarise
 from lit_rec.recipes.unified import UnifiedLoop
-from lit_rec.run.cost import Part, cost_parts, stage_seconds
+from lit_rec.run.cost import TRAINING, Part, cost_parts, stage_seconds
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.hint_report import HintStory
 from lit_rec.run.report import write_report
 from lit_rec.run.reranking_story import place, state_name
 from lit_rec.run.results import with_interval
-from lit_rec.run.round_report import FLATTERED, answered_states
+from lit_rec.run.round_report import FLATTERED, answered_states, signed
 
 
 def report(
@@ -121,7 +121,9 @@ def round_summaries(loop: Loop, rows: list[dict[str, Any]]) -> list[dict[str, An
             if (r["row"], r["split"], r["unit"]) == (state, "validation", "user")
         }
         seconds = sum(stage_seconds(entry) for entry in mine)
-        found.append({"round": number, **summarise(loop, state), "seconds": seconds, "validation": validation})
+        told = {"round": number, **summarise(loop, state), "seconds": seconds, "validation": validation}
+        trained = [entry["counts"].get(TRAINING) for entry in mine if entry["name"].endswith("/policy")]
+        found.append(told | ({"training_seconds": trained[0]} if trained else {}))
     return found
 
 
@@ -156,7 +158,7 @@ def round_table(rounds: list[dict[str, Any]]) -> Table:
         ]
         cells = ["" if value is None else format(value, form) for value, form in shown]
         gain = one.get("heldout_gain")
-        paired = "" if gain is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(gain["mean"], *gain["ci95"])
+        paired = "" if gain is None else signed(gain)
         star = "*" if one.get("heldout_flattered") else ""
         held_out = with_interval(one["heldout_reward"]) + star
         table.add_row(state_name(one["name"]), held_out, paired and paired + star, *cells)

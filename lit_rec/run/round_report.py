@@ -22,10 +22,12 @@ FLATTERED = (
 )
 _TEXTS = ("prompt", "chosen", "rejected")
 _POLICY_COLUMNS = (
-    ("train_reward_mean", "mean reward", ".4f"),
+    ("train_reward_mean", "training reward", ".4f"),
     ("reward_spread", "spread per user", ".4f"),
     ("tie_rate", "users with ties only", ".1%"),
-    ("unique_answer_rate", "unique answers", ".1%"),
+    ("small_gap_rate", "users below pairs.min_gap", ".1%"),
+    ("unique_in_user_rate", "unique answers of one user", ".1%"),
+    ("unique_answer_rate", "unique answers among users", ".1%"),
     ("distinct_2", "distinct-2", ".3f"),
     ("cut_rate", "answers cut off", ".1%"),
     ("answer_tokens_mean", "tokens per answer", ".1f"),
@@ -52,7 +54,7 @@ def round_context(
     rewards = None if rewards is None or rewards.is_empty() else rewards
     return {
         "rounds_figure": rounds_figure([(at, r) for r in rounds if (at := _place(r)) is not None], metrics),
-        "rewards_figure": rewards_figure(rewards) if rewards is not None else None,
+        "rewards_figure": rewards_figure(rewards.filter(pl.col("sample") == 0)) if rewards is not None else None,
         "length_figure": length_figure(rewards) if rewards is not None else None,
         "round_tables": _round_tables(rounds),
         "flattered": FLATTERED if any(r.get("heldout_flattered") for r in rounds) else "",
@@ -76,11 +78,11 @@ def answered_states(states: Sequence[str]) -> list[str]:
 def _round_tables(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Two tables, answers and training, without the columns that no round has."""
     answers = [(_state_name(s), {**s, **_held_out(s)}) for s in rounds]
-    training = [(_state_name(s), {**(s.get("train") or {}), "seconds": s.get("seconds")}) for s in rounds]
-    held_out = (("held_out", "held-out reward", "s"),)
+    training = [(_state_name(s), {**(s.get("train") or {}), "time": s.get("training_seconds")}) for s in rounds]
+    held_out = (("held_out", "held-out reward", "s"), ("gain", "gain over zero-shot (paired)", "s"))
     tables = [
         make_table("Answers and rewards", answers, (*held_out, *_POLICY_COLUMNS)),
-        make_table("Training", training, (*_TRAIN_COLUMNS, ("seconds", "seconds", ",.0f"))),
+        make_table("Training", training, (*_TRAIN_COLUMNS, ("time", "seconds of training", ",.0f"))),
     ]
     return [t for t in tables if t["columns"]]
 
@@ -89,8 +91,20 @@ def _held_out(state: Mapping[str, Any]) -> dict[str, Any]:
     value = state.get("heldout_reward")
     if not value or not known(value.get("mean")):
         return {"held_out": None}
+    star = "*" if state.get("heldout_flattered") else ""
     shown = with_interval({"mean": value["mean"], "ci95": value.get("ci95") or (None, None)})
-    return {"held_out": f"{shown}*" if state.get("heldout_flattered") else shown}
+    gain = state.get("heldout_gain")
+    return {"held_out": f"{shown}{star}", "gain": f"{signed(gain)}{star}" if gain else None}
+
+
+def signed(gain: Mapping[str, Any]) -> str:
+    """Write a gain with its interval, as far as there is one.
+
+    >>> signed({"mean": 0.02, "ci95": [-0.001, 0.041]}), signed({"mean": 0.02, "ci95": [math.nan, math.nan]})
+    ('+0.0200 [-0.0010, +0.0410]', '+0.0200')
+    """
+    low, high = gain["ci95"]
+    return f"{gain['mean']:+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if known(low) and known(high) else "")
 
 
 def _place(state: Mapping[str, Any]) -> float | None:

@@ -11,6 +11,8 @@ from lit_rec.run.report import write_report
 from lit_rec.run.results import result_rows
 from tests.pages import EVIL, Page
 
+FACTS = "{llm: {name: tiny}, encoder: {name: small}, pairs: {samples: 4}, reward: {metric: ndcg}}"
+
 
 def frames(rows: tuple[str, ...], reranker: str = "dlcm") -> pl.DataFrame:
     rng = np.random.default_rng(0)
@@ -49,7 +51,9 @@ def record(text: str = "likes films") -> dict[str, Any]:
             "name": "round_1",
             **state,
             "train": {"loss": 0.69, "margin": None, "kl": 0.01},
-            "seconds": 3.0,
+            "heldout_gain": {"mean": 0.0125, "ci95": [-0.0025, 0.0275], "n": 20},
+            "seconds": 4321.0,
+            "training_seconds": 1234.0,
         },
         {"round": 1, "name": text, "heldout_reward": None, "train": {"loss": 0.7}},
     ]
@@ -229,7 +233,9 @@ def hinted_record() -> dict[str, Any]:
     places = [0.0, 0.5, 1.5, 2.0]  # of zero_shot, hinted_1, hinted_2 and round_2
     rewards = pl.DataFrame(
         {"round": places * 10, "tokens": range(5, 45), "reward": [0.25 * (1 + n % 4) for n in range(40)]}
-    )
+    ).with_columns(sample=pl.lit(0))
+    others = rewards.filter(pl.col("round") < 2).with_columns(sample=pl.lit(1), reward=pl.lit(0.9))
+    rewards = pl.concat([rewards, others])  # the last round has one answer a user, as it makes no pairs
     return {"rounds": rounds, "rewards": rewards}
 
 
@@ -248,10 +254,10 @@ def test_hints_stand_between_the_rounds_in_tables_and_curves(tmp_path: Path) -> 
     rounds, rewards, length = drawn(text)
     assert [t for t in rounds if t[:4] in ("zero", "hint", "roun", "best")] == order
     assert [t for t in rewards if "mean" in t] == [
-        "zero-shot: mean 0.2500, 10 answers",
-        "hints 1: mean 0.5000, 10 answers",
-        "hints 2: mean 0.7500, 10 answers",
-        "round 2: mean 1.0000, 10 answers",
+        "zero-shot: mean 0.2500, 10 users",
+        "hints 1: mean 0.5000, 10 users",
+        "hints 2: mean 0.7500, 10 users",
+        "round 2: mean 1.0000, 10 users",
     ]
     assert "hints, before DPO" in length
     assert "Hints k: the hints of round k" in Page(text).text
@@ -292,3 +298,31 @@ def test_the_cost_stands_part_by_part_and_ends_the_verdict(tmp_path: Path) -> No
     ]
     without = write(tmp_path / "without.html", {}, ("history_only", "zero_shot"))
     assert not [part for part in ("<h2>Cost</h2>", "for the whole run", "DPO cost") if part in without]
+
+
+def test_rounds_tell_the_paired_gain_and_the_seconds_of_training_alone(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", record())
+    answers, training = (
+        text.split(f"<h3>{title}</h3>")[1].split("</table>")[0] for title in ("Answers and rewards", "Training")
+    )
+    assert "gain over zero-shot (paired)" in answers
+    assert "+0.0125 [-0.0025, +0.0275]" in answers
+    assert "1,234" in training
+    assert "4,321" not in training
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        (("no_knowledge", "history_only"), set()),
+        (("history_only", "zero_shot"), {"LLM"}),
+        (("zero_shot", "round_1"), {"LLM", "Reward", "Answers per user and round"}),
+    ],
+)
+def test_facts_are_those_of_the_rows(tmp_path: Path, rows: tuple[str, ...], shown: set[str]) -> None:
+    """A run without an LLM has one in its configuration all the same."""
+    run = record() | {"facts": None, "config_yaml": FACTS}
+    text = write(tmp_path / "report.html", run, rows)
+    found = set(re.findall(r"<dt>([^<]*)</dt>", text))
+    assert found & {"LLM", "Reward", "Answers per user and round"} == shown
+    assert "Text encoder" in found
