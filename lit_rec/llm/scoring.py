@@ -3,7 +3,8 @@
 One session is asked with many hints, so its prompts begin alike: that prefix is computed once. Behind it every prompt
 is one row: the rest of the prompt, then the titles as a tree of tokens (titles that begin alike share those nodes too).
 A tree token sees its ancestors, the rest of its prompt and the prefix, and stands at the position it would have in its
-title alone, so the scores are those of scoring each (prompt + title) on its own.
+title alone, so the scores are those of scoring each (prompt + title) on its own. A text behind a title counts in all
+the tokens that may write it (`closing`).
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import commonprefix
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +20,12 @@ from transformers.cache_utils import DynamicCache
 
 from lit_rec import distributed
 from lit_rec.errors import UserError
+from lit_rec.llm.closing import Beginnings, Closing, sum_logps
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import TEMPLATES, Messages
 from lit_rec.llm.sampler import check_window, common_prefix, head_at
 from lit_rec.llm.store import Answer, answer_key
+from lit_rec.llm.title_tree import TitleTree
 
 END_OF_TURN = "<eos>"
 TREES = 512  # kept at a time
@@ -34,8 +38,8 @@ class Question:
     Attributes:
         prompt: Chat messages; or one message of role "text", which is continued as it stands.
         lead: What stands between the prompt and a title ("1. ").
-        end: What follows a title, so that "Alien" is not credited with "Aliens"; "<eos>" is the model's own end of a
-            turn; empty: nothing.
+        end: What follows a title, so that "Alien" is not credited with "Aliens": a text, in whatever tokens; "<eos>" is
+            the model's own end of a turn; empty: nothing.
         titles: The candidates' titles.
     """
 
@@ -43,41 +47,6 @@ class Question:
     lead: str
     end: str
     titles: tuple[str, ...]
-
-
-class TitleTree:
-    """The tokens of several titles as a tree; its root, node 0, is the last token of the prompt.
-
-    Attributes:
-        tokens: [nodes] token of each node; leaves are left out, for nothing is asked of them.
-        parent: [nodes] number of the node before it; parents come before children.
-        depth: [nodes] tokens from the root.
-        steps: [steps, 2] (node, token): at `node` the LLM goes on with `token`.
-        paths: For every title the numbers of its steps.
-    """
-
-    def __init__(self, titles: Sequence[Sequence[int]]) -> None:
-        self.tokens, self.parent, self.depth = [-1], [-1], [0]
-        nodes: dict[tuple[int, int], int] = {}
-        steps: dict[tuple[int, int], int] = {}
-        self.paths: list[list[int]] = []
-        for title in titles:
-            node, path = 0, []
-            for place, token in enumerate(title):
-                path.append(steps.setdefault((node, token), len(steps)))
-                if place + 1 == len(title):
-                    break
-                if (node, token) not in nodes:
-                    nodes[node, token] = len(self.tokens)
-                    self.tokens.append(token)
-                    self.parent.append(node)
-                    self.depth.append(self.depth[node] + 1)
-                node = nodes[node, token]
-            self.paths.append(path)
-        self.steps = torch.tensor(list(steps), dtype=torch.long).reshape(-1, 2)
-        self.sees = torch.eye(len(self.tokens), dtype=torch.bool)  # [nodes, nodes]: itself and its ancestors
-        for node in range(1, len(self.tokens)):
-            self.sees[node] |= self.sees[self.parent[node]]
 
 
 @dataclass
@@ -111,6 +80,7 @@ class TitleScorer:
         self.llm, self.batch_tokens = llm, batch_tokens
         self.computed = 0  # tokens the model worked through
         self._trees: dict[tuple[tuple[str, ...], str, str], TitleTree] = {}
+        self._closings: dict[str, Closing | None] = {}
 
     def scores(
         self, groups: Sequence[Sequence[Question]], *, progress: Callable[[int, int], None] | None = None
@@ -196,14 +166,25 @@ class TitleScorer:
             if len(self._trees) >= TREES:
                 self._trees.clear()
             gap = " " if lead.endswith(" ") else ""
+            ids = self._going_on([f"{gap}{title}" for title in titles])
             if end == END_OF_TURN:
                 eos = self.llm.tokenizer.eos_token_id
-                stop = [] if eos is None else [eos]
+                tree = TitleTree([[*title, *([] if eos is None else [eos])] for title in ids])
             else:
-                stop = self._going_on([end])[0][:1] if end else []
-            ids = self._going_on([f"{gap}{title}" for title in titles])
-            self._trees[titles, lead, end] = TitleTree([[*title, *stop] for title in ids])
+                tree = TitleTree(ids, self._closing(end))
+            self._trees[titles, lead, end] = tree
         return self._trees[titles, lead, end]
+
+    @cached_property
+    def _beginnings(self) -> Beginnings:
+        return Beginnings(self.llm.tokenizer)
+
+    def _closing(self, end: str) -> Closing | None:
+        """What closes titles with a text; None: nothing, or a text of which the tokenizer knows nothing."""
+        if end not in self._closings:
+            tokens = self._going_on([end])[0] if end else []
+            self._closings[end] = Closing(self._beginnings, tokens) if tokens else None
+        return self._closings[end]
 
     @cached_property
     def _before(self) -> str:
@@ -243,15 +224,23 @@ class TitleScorer:
                 use_cache=cache is not None,
             ).logits[0]
         self.computed += sum(row.width for row in rows) + sum(map(len, shared))
-        steps = [row.tree.steps for row in rows]
+        return self._answers(rows, logits.float())
+
+    def _answers(self, rows: list[_Row], logits: Tensor) -> dict[str, Answer]:
+        """Titles' scores from the logits [nodes, vocabulary] of all rows."""
         first = torch.tensor([0, *(len(row.tree.tokens) for row in rows)]).cumsum(0)
-        node = torch.cat([s[:, 0] + first[r] for r, s in enumerate(steps)]).to(device)
-        token = torch.cat([s[:, 1] for s in steps]).to(device)
-        logits = logits.float()
-        logps = (logits[node, token] - logits.logsumexp(-1)[node]).cpu().split([len(s) for s in steps])
+        steps, sums = (
+            torch.cat([part + first.new_tensor([first[r], 0]) for r, part in enumerate(parts)])
+            for parts in ([row.tree.steps for row in rows], [row.tree.sums for row in rows])
+        )
+        node, token = steps.to(logits.device).unbind(1)
+        total = logits.logsumexp(-1)
+        stepped = (logits[node, token] - total[node]).cpu().split([len(row.tree.steps) for row in rows])
+        sets = self._beginnings.sets if len(sums) else []
+        summed = sum_logps(logits, total, sums, sets).cpu().split([len(row.tree.sums) for row in rows])
         return {
-            row.key: Answer(_written(row.tree, values.tolist()), row.width, "scores")
-            for row, values in zip(rows, logps, strict=True)
+            row.key: Answer(_written(row.tree, one.tolist(), other.tolist()), row.width, "scores")
+            for row, one, other in zip(rows, stepped, summed, strict=True)
         }
 
     def _prefill(self, prefixes: list[tuple[int, ...]]) -> tuple[DynamicCache | None, Tensor]:
@@ -278,13 +267,16 @@ class TitleScorer:
 
 def question_key(model: str, q: Question) -> str:
     """The content key of a question's scores."""
-    return answer_key(model, q.prompt, {"score": q.titles, "lead": q.lead, "end": q.end}, 0)
+    settings: dict[str, Any] = {"score": q.titles, "lead": q.lead, "end": q.end}
+    if q.end not in ("", END_OF_TURN):
+        settings["closed"] = "in any tokens"  # the first versions asked for the end's first token alone
+    return answer_key(model, q.prompt, settings, 0)
 
 
-def _written(tree: TitleTree, steps: list[float]) -> str:
+def _written(tree: TitleTree, steps: list[float], sums: list[float]) -> str:
     """[log-likelihoods, tokens] of the titles as JSON; seven digits, so that a stored score equals a fresh one."""
-    sums = [float(f"{sum(steps[s] for s in path):.7g}") for path in tree.paths]
-    return json.dumps([sums, [len(path) for path in tree.paths]], separators=(",", ":"))
+    logps = [float(f"{logp:.7g}") for logp in tree.logps(steps, sums)]
+    return json.dumps([logps, tree.lengths], separators=(",", ":"))
 
 
 def _read(answer: Answer) -> tuple[list[float], list[int]]:

@@ -2,6 +2,8 @@
 
 import random
 import tempfile
+from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -59,17 +61,30 @@ def questions(sessions: int, hints: int) -> list[list[Question]]:
     return groups
 
 
+def closes(llm: LanguageModel, end: str) -> Callable[[str], list[int]] | None:
+    """Tokens that begin with some text and the end; None: the tokenizer does not know the end."""
+    vocabulary, ids = llm.tokenizer.get_vocab(), llm.tokenizer(end, add_special_tokens=False)["input_ids"]
+    asked = "".join(llm.tokenizer.convert_ids_to_tokens(ids))
+    return cache(lambda before: [i for t, i in vocabulary.items() if t.startswith(before + asked)]) if ids else None
+
+
 @torch.inference_mode()
-def naive(llm: LanguageModel, q: Question) -> list[float]:
-    """Every title behind the whole prompt, one after the other."""
+def naive(llm: LanguageModel, q: Question, closing: Callable[[str], list[int]] | None) -> list[float]:
+    """Every title behind the whole prompt, one after the other; its end in whatever tokens."""
     prompt = [*llm.tokenize(q.prompt), *llm.tokenizer(q.lead.rstrip(), add_special_tokens=False)["input_ids"]]
-    stop = llm.tokenizer(q.end, add_special_tokens=False)["input_ids"][:1]
     found = []
     for text in q.titles:
-        asked = [*llm.tokenizer(f" {text}", add_special_tokens=False)["input_ids"], *stop]
+        asked = llm.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
         # Logits of the asked positions alone: the head over the whole prompt would flatter the other side.
-        logits = llm.model(torch.tensor([[*prompt, *asked]]), logits_to_keep=len(asked) + 1).logits[0, :-1]
-        found.append(float(logits.float().log_softmax(-1).gather(1, torch.tensor(asked)[:, None]).sum()))
+        logits = llm.model(torch.tensor([[*prompt, *asked]]), logits_to_keep=len(asked) + 1).logits[0]
+        logps = logits.float().log_softmax(-1)
+        steps = logps[:-1].gather(1, torch.tensor(asked)[:, None]).squeeze(1)
+        if closing is None:
+            found.append(float(steps.sum()))
+            continue
+        last = llm.tokenizer.convert_ids_to_tokens(asked[-1])
+        split, merged = steps[-1] + logps[-1, closing("")].logsumexp(0), logps[-2, closing(last)].logsumexp(0)
+        found.append(float(steps[:-1].sum() + torch.logaddexp(split, merged)))
     return found
 
 
@@ -81,14 +96,15 @@ def run(full: bool = False) -> list[Row]:
         llm, _ = smollm(store, words)
         groups = questions(sessions, 0)
         with llm.for_sampling():
-            naive(llm, Question(groups[0][0].prompt, "1. ", "\n", ("Up",)))  # loads the weights
+            closing = closes(llm, groups[0][0].end)
+            naive(llm, Question(groups[0][0].prompt, "1. ", "\n", ("Up",)), closing)  # loads the weights
         scorer = TitleScorer(llm, batch_tokens=2048)
         started = now()
         found = scorer.scores(groups)
         shared = now() - started
         started = now()
         with llm.for_sampling():
-            expected = [[naive(llm, q) for q in group] for group in groups]
+            expected = [[naive(llm, q, closing) for q in group] for group in groups]
         alone = now() - started
     ours = torch.tensor([values for group in found for values, _ in group])
     theirs = torch.tensor([values for group in expected for values in group])

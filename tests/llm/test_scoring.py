@@ -3,7 +3,7 @@
 import gc
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_rec.errors import UserError
+from lit_rec.llm.closing import Beginnings, Closing
 from lit_rec.llm.language_model import LanguageModel
-from lit_rec.llm.scoring import Question, TitleScorer, TitleTree, question_key
-from lit_rec.llm.store import AnswerStore
+from lit_rec.llm.scoring import Question, TitleScorer, question_key
+from lit_rec.llm.store import AnswerStore, answer_key
+from lit_rec.llm.title_tree import TitleTree
 from lit_rec.schema import LLMConfig, LoraConfig
 from tests.tiny import CHAT, SPECIAL, tiny_llama
 
@@ -31,11 +34,11 @@ Groups = list[list[Question]]
 END = "<|im_end|>"
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte: titles that begin alike share tokens, and no letter is unknown."""
+def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """One token per byte, but for merges: titles that begin alike share tokens, and no letter is unknown."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
@@ -127,21 +130,48 @@ def tokens_of(llm: LanguageModel, q: Question, title: str) -> tuple[list[int], l
         text = tokenizer.apply_chat_template(q.prompt, add_generation_prompt=True, tokenize=False)
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     blank = " " if q.lead != q.lead.rstrip(" ") else ""
-    return [*prompt, *ids(q.lead.rstrip(" "))], [*ids(blank + title), *ids(q.end)[:1]]
+    return [*prompt, *ids(q.lead.rstrip(" "))], ids(blank + title)
+
+
+def closes(llm: LanguageModel, end: str) -> Callable[[bytes], list[int]]:
+    """Tokens that begin with some bytes and an end, or are the bytes with the end's first token, by looking at all."""
+    letters = {letter: code for code, letter in bytes_to_unicode().items()}
+    special = set(llm.tokenizer.all_special_ids)
+    texts = {i: bytes(letters[c] for c in t) for t, i in llm.tokenizer.get_vocab().items() if i not in special}
+    first = llm.tokenizer(end, add_special_tokens=False)["input_ids"][0]
+    asked = end.encode()
+
+    def find(before: bytes) -> list[int]:
+        found = {i for i, text in texts.items() if text.startswith(before + asked)}
+        return sorted(found | {i for i, text in texts.items() if first in texts and text == before + texts[first]})
+
+    return lambda before: sorted({*find(before), *([first] if not before else [])})
 
 
 @torch.no_grad()
+def alone(llm: LanguageModel, q: Question, title: str) -> tuple[float, int, int]:
+    """One title behind its prompt in a forward pass of its own: log-likelihood, length, tokens worked through."""
+    prompt, asked = tokens_of(llm, q, title)
+    if q.end == "<eos>":
+        asked = [*asked, llm.tokenizer.eos_token_id]
+    logits = llm.model(torch.tensor([[*prompt, *asked]])).logits[0].double()
+    logps = logits.log_softmax(-1)[len(prompt) - 1 :]
+    steps = [float(logps[n, token]) for n, token in enumerate(asked)]
+    if q.end in ("", "<eos>"):
+        return sum(steps), len(asked), len(prompt) + len(asked)
+    closing = closes(llm, q.end)
+    chance = math.exp(steps[-1]) * float(logps[-1].exp()[closing(b"")].sum())
+    letters = {letter: code for code, letter in bytes_to_unicode().items()}
+    last = bytes(letters[c] for c in llm.tokenizer.convert_ids_to_tokens(asked[-1]))
+    chance += float(logps[-2].exp()[closing(last)].sum())
+    return sum(steps[:-1]) + math.log(chance), len(asked) + 1, len(prompt) + len(asked) + 1
+
+
 def naive(llm: LanguageModel, groups: Groups) -> tuple[list[list[list[float]]], list[list[list[int]]], int]:
-    """Every title behind its prompt in a forward pass of its own: log-likelihoods, lengths, tokens worked through."""
-    worked, known = 0, {}
+    """Every title on its own: log-likelihoods, lengths, tokens worked through."""
     with llm.for_sampling():
-        for q in (q for group in groups for q in group):
-            for title in q.titles:
-                prompt, asked = tokens_of(llm, q, title)
-                logits = llm.model(torch.tensor([[*prompt, *asked]])).logits[0].double()
-                logps = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(asked)[:, None])
-                known[id(q), title] = (float(logps.sum()), len(asked))
-                worked += len(prompt) + len(asked)
+        known = {(id(q), title): alone(llm, q, title) for group in groups for q in group for title in q.titles}
+    worked = sum(known[id(q), title][2] for group in groups for q in group for title in q.titles)
     logps = [[[known[id(q), t][0] for t in q.titles] for q in group] for group in groups]
     return logps, [[[known[id(q), t][1] for t in q.titles] for q in group] for group in groups], worked
 
@@ -196,7 +226,7 @@ CASES: dict[str, Groups] = {
     "the same question twice": [[Question(chat("a"), "", END, FILMS)] * 2, [Question(chat("a"), "", END, FILMS)]],
     "one question inside another": [[Question(plain("a" * n), "", "", ("b", "aa")) for n in (1, 2, 9)]],
     "several leads": [[Question(chat("a"), lead, END, FILMS) for lead in ("", " ", "1. ", "1.", "** ")]],
-    "several ends": [[Question(chat("a"), "", end, FILMS) for end in ("", ";", "\n", END, "ab")]],
+    "several ends": [[Question(chat("a"), "", end, FILMS) for end in ("", ";", "\n", END, "ab", "<eos>")]],
     "other titles per question": [[Question(chat("a b"), "", ";", FILMS[n : n + 3]) for n in range(5)]],
     "system message": [
         [Question([{"role": "system", "content": "Be brief."}, *chat(t)], "", "", FILMS) for t in "xyz"]
@@ -229,6 +259,57 @@ def test_tokenizers_that_put_a_blank_before_a_text(tmp_path: Path, lead: str, en
         with torch.no_grad(), llm.for_sampling():
             logps = llm.model(torch.tensor([whole])).logits[0].log_softmax(-1)[len(begun) - 1 : -1]
         assert logp == pytest.approx(float(logps.gather(1, torch.tensor(asked)[:, None]).sum()), abs=1e-4)
+
+
+QUOTE = [(")", '"'), (')"', ","), ("!", '"'), ('"', ","), ("\u00a9", '"')]  # the last byte of an e with an accent
+
+
+@pytest.fixture(scope="module")
+def merging(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has read lists of titles in quotes, and whose tokenizer writes a bracket and a quote as one."""
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("merging"), byte_tokenizer(QUOTE)
+    model = tiny_llama(len(tokenizer))
+    read = tokenizer('"Up (2009)", "Heat (1995)", "Up (2009)", "Heat (1995)", "Up (2009)", ')["input_ids"]
+    assert tokenizer.convert_tokens_to_ids(')",') in read
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(torch.tensor([read]), labels=torch.tensor([read])).loss.backward()
+        optimizer.step()
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("end", ['"', '",', '"x'])
+def test_ends_that_are_written_with_a_title_as_one_token(merging: Path, tmp_path: Path, end: str) -> None:
+    titles = ("Up (2009)", "Up!", "Up", "Amélie", 'Up (2009)" x', ")", "Heat (1995)")
+    asked = [
+        [Question(plain(f'My favorite films are {told}, "'), "", end, titles) for told in ('"Heat (1995)"', '"Up"')]
+    ]
+    assert_like_naive(make(merging, tmp_path), asked)
+
+
+def test_a_title_is_not_charged_for_how_its_end_is_cut_into_tokens(merging: Path, tmp_path: Path) -> None:
+    """The model always closes a title with one token: it would nearly never write the bracket alone."""
+    llm, prompt, title = make(merging, tmp_path), plain('"Up (2009)", "Heat (1995)", "'), ("Up (2009)",)
+    (((closed,), _),) = TitleScorer(llm).scores([[Question(prompt, "", '"', title)]])[0]
+    (((begun,), _),) = TitleScorer(llm).scores([[Question(prompt, "", "", ("Up (2009",))]])[0]
+    (((bracket,), _),) = TitleScorer(llm).scores([[Question(prompt, "", "", title)]])[0]
+    assert begun - 0.1 < closed < begun
+    assert bracket < begun - 3  # what it would be charged at least
+
+
+def test_what_closes_a_title_whose_tokens_end_within_a_letter() -> None:
+    known = Beginnings(tokenizer := byte_tokenizer(QUOTE))
+    ids = tokenizer.convert_tokens_to_ids
+    closing = Closing(known, ids(['"']))
+    assert known.sets[closing.following].tolist() == sorted(ids(['"', '",']))
+    for last, merged in ((")", [')"', ')",']), ("!", ['!"']), ("\u00a9", ['\u00a9"'])):
+        assert known.sets[closing.merged(ids(last))].tolist() == sorted(ids(merged))
+    assert closing.merged(ids("p")) is None
+    assert Closing(known, ids([END])).merged(ids(")")) is None  # special tokens are no text
 
 
 def test_a_scorer_that_is_done_lets_go_of_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -344,11 +425,20 @@ def test_key_tells_apart_what_changes_scores() -> None:
         Question(plain("a"), "1. ", "\n", ("Up", "M")),
         Question(chat("a"), "1.", "\n", ("Up", "M")),
         Question(chat("a"), "1. ", "", ("Up", "M")),
+        Question(chat("a"), "1. ", "<eos>", ("Up", "M")),
         Question(chat("a"), "1. ", "\n", ("M", "Up")),
     ]
     keys = {question_key("m", base), question_key("n", base), *(question_key("m", q) for q in others)}
     assert len(keys) == 2 + len(others)
     assert question_key("m", Question(chat("a"), "1. ", "\n", ("Up", "M"))) == question_key("m", base)
+
+
+@pytest.mark.parametrize(("end", "same"), [("", True), ("<eos>", True), ("\n", False), ('"', False)])
+def test_scores_of_the_first_versions_are_those_of_titles_without_a_text_behind(end: str, same: bool) -> None:
+    """They asked for the first token of a text alone."""
+    q = Question(chat("a"), "", end, ("Up",))
+    before = answer_key("m", q.prompt, {"score": q.titles, "lead": q.lead, "end": q.end}, 0)
+    assert (question_key("m", q) == before) is same
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -414,6 +504,17 @@ def test_tree_holds_every_title(titles: list[list[int]]) -> None:
     asked = {(tuple(title[:n]), title[n]) for title in titles for n in range(len(title))}
     assert tuple(tree.steps.shape) == (len(asked), 2)
     assert tree.steps.dtype == torch.long
+
+
+def test_a_tree_of_titles_that_are_closed() -> None:
+    tokenizer = byte_tokenizer(QUOTE)
+    bracket, quote, x = tokenizer.convert_tokens_to_ids([")", '"', "x"])
+    closing = Closing(Beginnings(tokenizer), [quote])
+    tree = TitleTree([[x, bracket], [x], [x, bracket], [], [x, quote]], closing)
+    assert tree.tokens == [-1, x, bracket, quote]  # what stands behind a title is asked for at its last token
+    assert tree.lengths == [3, 2, 3, 1, 3]
+    assert tree.sums.tolist() == [[1, closing.merged(bracket)], [2, 0], [1, 0], [0, 0], [3, 0]]
+    assert tree.ends == [(1, 0), (2, None), (1, 0), (3, None), (4, None)]
 
 
 @settings(max_examples=20, deadline=None)
