@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lit_rec.config import load_config
 from lit_rec.llm.sampler import Sampler
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.unified import UnifiedLoop
+from lit_rec.recipes.user_hints import UserHints
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.run.folder import RunFolder
 from tests.worlds import BARE, USERS, World, assert_told, make_unified_world, make_world
@@ -191,10 +193,55 @@ def test_reflection_is_on_the_users_who_are_served_worst(world: World) -> None:
         hints = [hint for hint in base(world, number).hints if hint.round == number]
         assert {hint.session for hint in hints} <= set(train["user"].head(8).to_list())
         talks = json.loads((stages(world) / f"hints/round_{number}/hints/conversations.json").read_text())
+        made = json.loads((stages(world) / f"hints/round_{number}/hints/manifest.json").read_text())
+        assert made["counts"]["errors"] == len(train.filter(pl.col("reward") < 1))  # every list holds something liked
+        assert "errors" not in made["key"]
         said = dict(train.select("user", "text").rows())
         assert [talk[1]["content"] for talk in talks] == [
             said[user] for user in sorted(train["user"].head(8).to_list())
         ]
+
+
+@pytest.mark.parametrize("metric", ["ndcg", "soft"])
+def test_lists_without_anything_liked_say_nothing_of_who_is_served_badly(
+    loop: UnifiedLoop, monkeypatch: pytest.MonkeyPatch, metric: str
+) -> None:
+    """As protocol kar keeps them: they count 0, or the best there is, and no text can change that."""
+    lists, train = loop.ground.lists, loop.splits.train
+    rewards = loop.rewards("zero_shot").filter((pl.col("split") == "train") & (pl.col("sample") == 0))
+    said, labels = dict(rewards.select("user", "text").rows()), lists.labels.clone()
+    of_user = {user: lists.of_users(torch.tensor([user])) for user in train.tolist()}
+    for user in train[:6].tolist():  # most of their lists lose what was liked
+        labels[of_user[user][1:]] = 0
+    nothing, perfect = train[6:8].tolist()
+    labels[of_user[nothing]] = 0
+    _, orders = reward_by_hand(loop, perfect, said[perfect])
+    labels[of_user[perfect]] = 0
+    labels[of_user[perfect][0], orders[0][:2]] = 1  # what stands first is what is liked
+    monkeypatch.setattr(loop.ground, "lists", replace(lists, labels=labels))
+    cfg = loop.cfg.copy()
+    cfg.reward.metric, cfg.reflection.sessions = metric, 4
+    monkeypatch.setattr(loop.judge, "cfg", cfg)
+    users = rewards["user"].to_torch().long()
+    vectors = loop.user_vectors("zero_shot", "answer")[users]
+    kept = rewards.with_columns(pl.Series("reward", loop.judge.score(loop.judge.model("zero_shot"), users, vectors)))
+    hints = UserHints(loop)
+    monkeypatch.setattr(hints, "cfg", cfg)
+    monkeypatch.setattr(hints, "_present", lambda number: kept)
+
+    means: dict[int, float] = {}
+    for user, before in kept.select("user", "reward").rows():
+        share = (labels[of_user[user]].sum(1) > 0).float().mean()
+        if user not in (nothing, perfect) and (metric == "soft" or before / share < 1 - 1e-6):
+            means[user] = float(before / share)  # lists without anything liked count 0 in both metrics
+    found, count = hints.errors(1)
+    assert count == len(means)
+    assert found.tolist() == sorted(sorted(means, key=lambda user: means[user])[:4])
+    assert hints.errors_key
+    liked = set(loop.ground.data.items["title"].gather(lists.items[labels > 0].tolist()))
+    for mistake in (hints.mistake(user, 1) for user in means):
+        assert mistake.answer
+        assert mistake.target in liked
 
 
 def test_a_mistake_is_the_worst_list_and_what_stood_above_a_better_item(loop: UnifiedLoop) -> None:

@@ -60,6 +60,22 @@ def labels_in_order(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     return _ordered(scores.t(), labels.t().masked_fill(~mask.t(), 0), mask.t()).t()
 
 
+def misplaced(scores: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Say of every list whether a candidate without a label stands above one with: [L] bool.
+
+    Args:
+        scores: [L, C] float, higher is better.
+        labels: [L, C] relevance.
+        mask: [L, C] bool, true where there is a candidate.
+
+    >>> labels = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> misplaced(torch.tensor([[3.0, 2.0, 1.0]]).expand(3, 3), labels, torch.ones(3, 3, dtype=torch.bool)).tolist()
+    [True, False, False]
+    """
+    hit = labels_in_order(scores, labels, mask) > 0
+    return (hit[:, 1:] & ~hit[:, :-1]).any(dim=1)
+
+
 def _ordered(scores: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     """What `labels_in_order` gives, with one row per candidate: [C, L], labels of padding being 0 already.
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_rec.config import plain
+from lit_rec.data.lists import ListSet
 from lit_rec.recipes.ground import encode_knowledge
 from lit_rec.recipes.models import reranker_health
-from lit_rec.rerankers.rewards import CrossFit, cross_fit
+from lit_rec.rerankers.rewards import CrossFit, Values, cross_fit
 from lit_rec.rerankers.training import load_reranker, save_reranker
 from lit_rec.run.progress import step
 
@@ -97,11 +98,32 @@ class Judge:
         tempered = self.cfg.reward.metric == "soft" and self.ground.reranker_key["loss"] not in ("default", "bce")
         return key | ({"temperature": self.cfg.reranker.temperature} if tempered else {})
 
-    def score(self, model: CrossFit, users: Tensor, vectors: Tensor) -> Tensor:
-        """Rewards [n] of encoded texts [n, width] about users [n]."""
+    def score(
+        self,
+        model: CrossFit,
+        users: Tensor,
+        vectors: Tensor,
+        *,
+        lists: ListSet | None = None,
+        values: Values | None = None,
+    ) -> Tensor:
+        """Rewards [n] of encoded texts [n, width] about users [n].
+
+        Args:
+            model: Which reward model.
+            users: Whom the texts are about.
+            vectors: The texts.
+            lists: Judged by these alone; nan for a user without one.
+            values: In the place of the configuration's metric.
+        """
         reward = self.cfg.reward
         return model.answer_rewards(
-            self.ground.lists, vectors, users, reward=reward.metric, k=reward.k, convention=reward.convention
+            self.ground.lists if lists is None else lists,
+            vectors,
+            users,
+            reward=values or reward.metric,
+            k=reward.k,
+            convention=reward.convention,
         )
 
     def texts(self, users: Tensor, texts: Sequence[str]) -> Tensor:

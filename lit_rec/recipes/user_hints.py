@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from lit_rec.data.canonical import RatingsData
 from lit_rec.data.lists import ListSet
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Hints
-from lit_rec.metrics.ranking import ranking_metrics
+from lit_rec.metrics.ranking import misplaced, ranking_metrics
 from lit_rec.recipes import agents
 from lit_rec.recipes.hint_loop import HintLoop
 from lit_rec.recipes.loop import Loop
@@ -25,6 +26,7 @@ from lit_rec.run.folder import digest
 from lit_rec.run.progress import Step
 
 SHOWN = 3  # wrongly preferred items that the LLM is told of
+BEST_IS_ONE = ("ndcg", "map")  # metrics beyond whose 1 nothing is left to gain
 
 
 class UserHints(HintLoop):
@@ -111,12 +113,31 @@ class UserHints(HintLoop):
 
     # --- whom to reflect on -------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _telling(self) -> ListSet:
+        """The lists that hold something liked: what another one is worth says nothing of who is served badly."""
+        lists = self.ground.lists
+        liked = ((lists.labels > 0) & (lists.items > 0)).any(dim=1)
+        return replace(lists, user=lists.user[liked], items=lists.items[liked], labels=lists.labels[liked])
+
+    @property
+    def errors_key(self) -> dict[str, Any]:
+        """Whom errors are looked for among, where that is not every user."""
+        whole = len(self._telling.user) == len(self.ground.lists.user)
+        return {} if whole and self.cfg.reward.metric in BEST_IS_ONE else {"errors": "lists that hold something liked"}
+
     def errors(self, number: int) -> tuple[Tensor, int]:
-        """The training users whom the LLM's present knowledge serves worst."""
-        found = self._present(number).filter(pl.col("split") == "train").sort("reward", "user")
-        if self.cfg.reward.metric in ("ndcg", "map"):
+        """The training users whom the LLM's present knowledge serves worst, of those it could serve better."""
+        found = self._present(number).filter(pl.col("split") == "train")
+        users = found["user"].to_torch().long()
+        vectors = self.loop.user_vectors(self.before(number), self.cfg.knowledge.encode)[users]
+        score = partial(self.loop.judge.score, self.loop.judge.model("zero_shot"), users, vectors, lists=self._telling)
+        if len(self._telling.user) < len(self.ground.lists.user):
+            found = found.with_columns(pl.Series("reward", score().numpy()))
+        found = found.filter(pl.Series((score(values=_any_misplaced) > 0).numpy()))  # nan: no list that tells
+        if self.cfg.reward.metric in BEST_IS_ONE:
             found = found.filter(pl.col("reward") < 1)  # nothing is left to gain
-        worst = found["user"].head(self.cfg.reflection.sessions).to_list()
+        worst = found.sort("reward", "user")["user"].head(self.cfg.reflection.sessions).to_list()
         return torch.tensor(sorted(worst), dtype=torch.long), len(found)
 
     def _present(self, number: int) -> pl.DataFrame:
@@ -131,7 +152,7 @@ class UserHints(HintLoop):
         lists, k = self.ground.lists, self.cfg.reward.k
         real = lists.items[index] > 0
         values = ranking_metrics(logits, lists.labels[index], real, (k,), self.cfg.reward.convention)[f"ndcg@{k}"]
-        values[lists.labels[index].sum(1) == 0] = 2.0  # nothing to like in it, so nothing to learn
+        values[~misplaced(logits, lists.labels[index], real)] = 2.0  # as it should be, so nothing to learn
         row = int(values.argmin())
         order = logits[row].masked_fill(~real[row], -torch.inf).argsort(descending=True, stable=True)
         order = order[real[row][order]]
@@ -199,3 +220,7 @@ class UserHints(HintLoop):
             gains = load_file(self.folder(f"round_{number}/rewards") / "matrix.safetensors")["gains"]
             return torch.full((len(states),), 1 + int(gains[: len(self.splits.train), 1:].mean(0).argmax()))
         return self.policy(number).greedy(states)
+
+
+def _any_misplaced(logits: Tensor, labels: Tensor, mask: Tensor, k: int) -> Tensor:
+    return misplaced(logits, labels, mask).float()

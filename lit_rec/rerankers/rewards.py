@@ -25,7 +25,8 @@ from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.training import FittedReranker, Selection, fit_reranker
 
-Reward = Literal["ndcg", "map", "soft"] | str  # or the path of a function
+Values = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # logits, labels, mask [n, C] and k -> values [n]
+Reward = Literal["ndcg", "map", "soft"] | str | Values  # or the path of a function
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def answer_rewards(
         answer_user: [M] the user row of each answer.
         reward: `ndcg` or `map` at k, or `soft`: the mean log-probability of a list's positives under the
             softmax of its scores (over the temperature, where the loss had one), which tells apart answers that rank
-            alike. A list without positives counts 0 in all three. Or the path of a function,
+            alike. A list without positives counts 0 in all three. Or a function, or its path,
             `callbacks.mine.my_reward`: (logits [n, C], labels [n, C], mask [n, C], k) -> values [n].
         k: cut-off.
         convention: of the average precision.
@@ -95,13 +96,15 @@ def answer_rewards(
     Raises:
         UserError: when the reranker has no user knowledge, or answers and users do not fit.
     """
-    if reward not in ("ndcg", "map", "soft") and not is_path(reward):
+    own = None if isinstance(reward, str) else reward
+    if own is None and reward not in ("ndcg", "map", "soft") and not is_path(reward):
         raise UserError(
             f"There is no reward {reward!r}.",
             fix="Write ndcg, map or soft, or the path of your own: callbacks.mine.my_reward.",
             where="reward.metric",
         )
-    own = find(reward, "reward.metric") if is_path(reward) else None
+    if isinstance(reward, str) and is_path(reward):
+        own = find(reward, "reward.metric")
     if USER not in module.knowledge.towers:
         raise UserError(
             "This reranker reads no user knowledge, so every answer would get the same reward.",
