@@ -35,6 +35,21 @@ def loss_of(architecture: str, loss: str) -> str:
     return getattr(architecture_of(architecture), "default_loss", "bce") if loss == "default" else loss
 
 
+def require_rows(vectors: Tensor | None, rows: int, name: str) -> None:
+    """Refuse knowledge without a row for everybody.
+
+    Raises:
+        UserError: when vectors [n, d] have fewer rows than that, or another shape.
+    """
+    if vectors is not None and (vectors.dim() != 2 or len(vectors) < rows):
+        raise UserError(
+            f"{name} must be [{rows} or more, width], not {list(vectors.shape)}.",
+            where=name,
+            why="Every user row, and every item id after the padding's row 0, has its vector there.",
+            fix="Give users or items that nothing is known of a row of zeros.",
+        )
+
+
 class RerankerModule(L.LightningModule):
     """A reranker with its item features and knowledge (METHODS 1.6).
 
@@ -68,7 +83,8 @@ class RerankerModule(L.LightningModule):
         convention: of the validation metrics.
 
     Raises:
-        UserError: on an unknown architecture, loss or metric, or arguments the architecture does not take.
+        UserError: on an unknown architecture, loss or metric, arguments the architecture does not take, or item vectors
+            with too few rows.
     """
 
     def __init__(
@@ -118,6 +134,7 @@ class RerankerModule(L.LightningModule):
             rating_max=rating_max,
             rated=self.uses_history,
         )
+        require_rows(item_vectors, n_items + 1, "item_vectors")
         self.knowledge = Knowledge(user_vectors, item_vectors, adaptor)
         width = self.features.width + self.knowledge.width
         if self.uses_history:

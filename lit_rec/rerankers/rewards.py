@@ -22,7 +22,7 @@ from lit_rec.extensions import find, is_path
 from lit_rec.metrics.ranking import Convention, ranking_metrics
 from lit_rec.rerankers.features import ITEM, USER
 from lit_rec.rerankers.losses import list_log_likelihood
-from lit_rec.rerankers.module import RerankerModule
+from lit_rec.rerankers.module import RerankerModule, require_rows
 from lit_rec.rerankers.training import FittedReranker, Selection, fit_reranker
 
 Values = Callable[[Tensor, Tensor, Tensor, int], Tensor]  # logits, labels, mask [n, C] and k -> values [n]
@@ -49,8 +49,13 @@ def score_lists(
 
     Returns:
         Logits [n, C] on the CPU; those of padding mean nothing.
+
+    Raises:
+        UserError: when a candidate is scored with nan, or a user has no vector.
     """
     users, row = lists.user[index].unique(return_inverse=True)
+    known = module.knowledge.user_vectors if user_vectors is None and USER in module.knowledge.towers else user_vectors
+    require_rows(known, int(users[-1]) + 1 if len(users) else 0, "user_vectors")
     with _evaluating(module):
         if user_vectors is None:
             adapted = module.knowledge.adapt_rows(USER, users.to(module.device))
@@ -94,7 +99,8 @@ def answer_rewards(
         [M] float on the CPU; nan for an answer whose user has no list, since nothing is known about it.
 
     Raises:
-        UserError: when the reranker has no user knowledge, or answers and users do not fit.
+        UserError: when the reranker has no user knowledge, or answers and users do not fit, when it scores a candidate
+            with nan, or when a function of your own gives anything but a finite number per list.
     """
     own = None if isinstance(reward, str) else reward
     if own is None and reward not in ("ndcg", "map", "soft") and not is_path(reward):
@@ -124,7 +130,7 @@ def answer_rewards(
         for part, logits in _score_pairs(module, lists, index, adapted, answer, batch_size):
             labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
             if own is not None:
-                values = own(logits, labels, mask, k)
+                values = _checked(own(logits, labels, mask, k), reward, len(logits))
             elif reward == "soft":
                 values = list_log_likelihood(logits / module.score_temperature, labels, mask)
             else:
@@ -234,6 +240,23 @@ def _tenth(shuffled: Tensor, lists: ListSet) -> Tensor:
     return known[: -(-len(known) // 10) if len(known) > 1 else 0]
 
 
+def _checked(values: Any, path: str, many: int) -> Tensor:
+    """What a reward function of your own has given for so many lists, if that can be used."""
+    shaped = isinstance(values, Tensor) and values.shape == (many,) and not values.is_complex()
+    if shaped and bool(values.isfinite().all()):
+        return values.detach().cpu()
+    if shaped:
+        found = f"{int((~values.isfinite()).sum())} of {many} values that are nan or infinite"
+    else:
+        found = f"a tensor {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    raise UserError(
+        f"{path} is no reward that can be used.",
+        where="config key reward.metric",
+        why=f"for {many} lists it gave {found}",
+        fix="Return a tensor [n] with one finite number per list: 0, not nan, where a list says nothing.",
+    )
+
+
 def _pairs(lists: ListSet, answer_user: Tensor) -> tuple[Tensor, Tensor]:
     """Pair every answer with all lists of its user: answer [P] and list index [P]."""
     by_user = lists.user.argsort(stable=True)
@@ -267,7 +290,26 @@ def _score_pairs(
             users = lists.user[index[part]]
             history = (lists.history_items[users].to(device), lists.history_ratings[users].to(device))
         logits = module.score(items, adapted[row[part].to(device)], item_knowledge[items], *history)
-        yield part, logits.float().cpu()
+        logits = logits.float().cpu()
+        nan = (logits.isnan() & (lists.items[index[part]] > 0)).any(dim=1)
+        if nan.any():
+            raise _no_numbers(module, int(lists.user[index[part]][nan][0]), int(nan.sum()), len(nan))
+        yield part, logits
+
+
+def _no_numbers(module: RerankerModule, user: int, lists: int, of: int) -> UserError:
+    """A list with a nan among its scores has no order; sorted all the same, it would look like any other."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    spoilt = [name for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
+    return UserError(
+        f"The reranker {module.hparams['architecture']!r} scores candidates with nan, so it ranks nothing.",
+        where=f"{lists} of {of} lists, the first one of user row {user}",
+        why=f"{spoilt[0]} holds values that are no finite numbers"
+        if spoilt
+        else "its weights and the knowledge it holds are finite: its forward pass goes wrong, or the vectors given",
+        fix="A smaller learning rate (reranker.lr), 32-bit precision, or vectors without nan; in a reranker of your "
+        "own look for divisions by 0 and for padding.",
+    )
 
 
 def _at_a_time(module: RerankerModule, limit: int) -> int:

@@ -22,7 +22,7 @@ from lit_rec.data.lists import ListSet
 from lit_rec.data.sessions import SessionDataModule
 from lit_rec.data.splits import Splits
 from lit_rec.errors import UserError
-from lit_rec.rerankers.module import RerankerModule
+from lit_rec.rerankers.module import RerankerModule, require_rows
 from lit_rec.threads import one_thread
 
 SMALL = 2048  # candidates of a batch; from there on a second thread brings more than handing it work costs (measured)
@@ -125,7 +125,7 @@ def fit_reranker(
             only to compare with published numbers.
         metric: what `validation` maximises.
         batch_size: lists per step and device.
-        max_epochs: most epochs.
+        max_epochs: most epochs, at least 1.
         patience: epochs without improvement before stopping (not under `last`).
         seed: of initialisation, dropout and the order of lists.
         accelerator: Lightning's, as are devices, strategy and precision.
@@ -140,11 +140,15 @@ def fit_reranker(
         The reranker of the chosen epoch.
 
     Raises:
-        UserError: when the users to train on or to select by have no lists.
+        UserError: when the users to train on or to select by have no lists, the knowledge has too few rows, or there is
+            no epoch.
     """
     started = time.perf_counter()
     if selection not in ("validation", "last", "test_kar"):
         raise UserError(f"There is no selection {selection!r}.", fix="Write validation, last or test_kar.")
+    if max_epochs < 1:
+        raise UserError(f"A reranker cannot be trained for {max_epochs} epochs.", fix="Set max_epochs to 1 or more.")
+    require_rows(user_vectors, int(lists.user.max()) + 1 if len(lists.user) else 0, "user_vectors")
     by_test, nobody = selection == "test_kar", torch.zeros(0, dtype=torch.int64)
     judges = test_users if by_test else validation_users
     splits = Splits(train_users, nobody if judges is None else judges, nobody)

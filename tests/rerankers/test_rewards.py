@@ -12,6 +12,7 @@ from lit_rec.errors import UserError
 from lit_rec.metrics.ranking import ranking_metrics
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.judge import Judge
+from lit_rec.rerankers import rewards as rewards_module
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import answer_rewards, cross_fit, score_lists
@@ -132,6 +133,79 @@ def test_mistakes_are_explained(world: Any) -> None:
         answer_rewards(fit(world), world.lists, vectors[:, :4], owner)
     with pytest.raises(UserError, match="no reward 'auc'"):
         answer_rewards(fit(world), world.lists, vectors, owner, reward="auc")  # type: ignore[arg-type]
+
+
+def own_reward(given: Any) -> Any:
+    """A reward function as a user writes it, which gives what it is told to."""
+
+    def reward(logits: Tensor, labels: Tensor, mask: Tensor, k: int) -> Any:
+        return given(logits)
+
+    return reward
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (lambda logits: torch.full((len(logits),), torch.nan), r"\d+ of \d+ values that are nan or infinite"),
+        (lambda logits: torch.ones(len(logits)).log() * torch.inf, "nan or infinite"),
+        (lambda logits: logits, r"gave a tensor \[\d+, 8\]"),
+        (lambda logits: logits.mean(), r"gave a tensor \[\]"),
+        (lambda logits: logits.mean(dim=1)[:-1], "gave a tensor"),
+        (lambda logits: logits.mean(dim=1).tolist(), "gave a list"),
+        (lambda logits: None, "gave a NoneType"),
+    ],
+)
+def test_what_is_no_reward_is_told(world: Any, monkeypatch: pytest.MonkeyPatch, given: Any, why: str) -> None:
+    vectors, owner = answers(world)
+    module = fit(world, lr=0.0)
+    monkeypatch.setattr(rewards_module, "find", lambda path, key: own_reward(given))
+    with pytest.raises(UserError, match=why) as caught:
+        answer_rewards(module, world.lists, vectors, owner, reward="callbacks.mine.reward")
+    assert caught.value.where == "config key reward.metric"
+
+
+def test_your_own_reward_is_used(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, owner = answers(world)
+    monkeypatch.setattr(rewards_module, "find", lambda path, key: own_reward(lambda logits: logits[:, 0] > -1e9))
+    assert (
+        answer_rewards(fit(world), world.lists, vectors, owner, reward="callbacks.mine.reward").tolist() == [1.0] * 17
+    )
+
+
+def test_a_model_that_scores_nan_ranks_nothing(world: Any) -> None:
+    module = fit(world)
+    vectors, owner = answers(world)
+    padded = type(world.lists)(
+        world.lists.user,
+        world.lists.items.index_fill(1, torch.tensor([7]), 0),
+        world.lists.labels,
+        world.lists.history_items,
+        world.lists.history_ratings,
+        {},
+    )
+    plain = module.score
+    module.score = lambda items, *rest: plain(items, *rest).masked_fill(items == 0, torch.nan)  # type: ignore[method-assign]
+    assert score_lists(module, padded, torch.arange(9)).isnan().any(dim=0).tolist() == [False] * 7 + [True]
+    del module.score
+    with pytest.raises(UserError, match="'dlcm' scores candidates with nan"):
+        answer_rewards(module, world.lists, vectors * torch.nan, owner)
+    with torch.no_grad():
+        module.features.item.weight[1:] = torch.nan
+    with pytest.raises(UserError, match=r"features\.item\.weight holds values that are no finite numbers"):
+        score_lists(module, world.lists, torch.arange(9))
+
+
+def test_too_few_rows_or_epochs_are_told(world: Any) -> None:
+    with pytest.raises(UserError, match=r"user_vectors must be \[200 or more, width\], not \[199, 8\]"):
+        fit(world, user_vectors=world.user_vectors[:199])
+    with pytest.raises(UserError, match=r"item_vectors must be \[81 or more, width\], not \[80, 8\]"):
+        fit(world, item_vectors=world.item_vectors[1:])
+    with pytest.raises(UserError, match="for 0 epochs"):
+        fit(world, max_epochs=0)
+    module = fit(world)
+    with pytest.raises(UserError, match="user_vectors must be"):
+        score_lists(module, world.lists, torch.arange(9), user_vectors=world.user_vectors[:1])
 
 
 def test_a_user_is_judged_by_a_reranker_that_never_saw_him(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
