@@ -1,4 +1,5 @@
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -203,6 +204,18 @@ def test_describe_is_plain_and_names_the_files(tmp_path, reader):
     assert json.loads(json.dumps(made)) == made
     assert made["name"] == f"ml-{reader}"
     assert all(f["bytes"] for f in made["files"])
+
+
+def test_describe_tells_files_of_one_size_apart(tmp_path):
+    folder = write(tmp_path, ML1M)
+    made = MovieLens1M(root=str(folder)).describe()
+    path = folder / "ratings.dat"
+    found, lines = path.stat(), path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(reversed(lines)))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+    assert path.stat().st_size == found.st_size
+    assert MovieLens1M(root=str(folder)).describe()["files"][1:] == made["files"][1:]
+    assert MovieLens1M(root=str(folder)).describe()["files"][0] != made["files"][0]
 
 
 @pytest.mark.parametrize(

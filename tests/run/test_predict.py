@@ -223,6 +223,19 @@ def test_what_makes_no_sense_is_told(
     assert not (tmp_path / "out.parquet").exists()
 
 
+def test_data_that_changed_and_kept_its_size_is_refused(runs: Runs, tmp_path: Path) -> None:
+    cfg = runs.config("zero_shot")
+    path = runs.worlds["plain"].root / "data" / "tiny.item"
+    kept = path.read_bytes()
+    head, *lines = kept.splitlines(keepends=True)
+    try:
+        path.write_bytes(head + b"".join(reversed(lines)))
+        with pytest.raises(UserError, match=r"data\.files"):
+            predict(cfg, None, tmp_path / "out.parquet")
+    finally:
+        path.write_bytes(kept)
+
+
 class TestHistories:
     """`newcomers_of`, by hand."""
 
