@@ -18,6 +18,7 @@ from lit_rec import cores, distributed
 from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
+from lit_rec.run.claim import check_run_dir
 from lit_rec.run.differing import check_same
 from lit_rec.run.folder import FULL
 from lit_rec.secrets import hide
@@ -231,6 +232,7 @@ def _one(args: argparse.Namespace, overrides: list[str], argv: Sequence[str]) ->
             from lit_rec.run.launch import devices_here, launch
 
             if (count := devices_here(cfg.trainer.devices)) > 1:
+                check_run_dir(Path(cfg.run.dir))
                 return launch(argv, Path(cfg.run.dir), count)
         distributed.check(place, cfg.trainer.devices)
         distributed.start(place)

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from lit_rec import __version__, distributed
 from lit_rec.errors import UserError
+from lit_rec.run.claim import check_run_dir
 
 MANIFEST = "manifest.json"
 HOLDER = ".holder.json"  # who uses the folder; the lock itself is the system's, and goes with the process
@@ -118,7 +119,8 @@ class RunFolder:
         wait: Seconds to wait for another run that uses it.
 
     Raises:
-        UserError: The folder cannot be written, another run uses it, or it is no run folder.
+        UserError: The folder cannot be written, another run uses it, or it is another's, see
+            `check_run_dir`.
     """
 
     def __init__(self, path: str | Path, *, fresh: bool = False, wait: float = 0) -> None:
@@ -130,6 +132,7 @@ class RunFolder:
             distributed.barrier()
             return
         try:
+            check_run_dir(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(str(self.path / ".lock"))
             self._lock.acquire(timeout=wait)

@@ -300,6 +300,45 @@ def test_fresh_keeps_the_answers_alone(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "answers", "stages"]
 
 
+def test_a_folder_of_somebodys_own_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "project"
+    for name in ("results.json", "checkpoints/mine", "stages/mine", ".git/config"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text("mine")
+    before = sorted(own.rglob("*"))
+    for _ in range(2):  # a first try leaves nothing that would let a second one in
+        with pytest.raises(UserError, match="is no run folder, and not empty") as caught:
+            RunFolder(own, fresh=True)
+        assert "checkpoints, results.json, stages" in caught.value.why
+    assert sorted(own.rglob("*")) == before
+    home, work = tmp_path / "home", tmp_path / "home" / "work"
+    work.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    for place in (".", "..", "/", home, work, tmp_path):
+        with pytest.raises(UserError, match="is no place for a run"):
+            RunFolder(place, fresh=True)
+    assert not any(work.iterdir())
+
+
+def test_a_run_folder_is_known_by_what_a_run_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration, even a damaged one, or a stage of any format; and what may lie there before a first start."""
+    kept: dict[str, dict[str, bytes]] = {
+        "made": {"config.yaml": b"recipe: rlrf\nname: x\n", "notes.md": b""},
+        "damaged": {"config.yaml": b"\xff\nrecipe: re2llm\nrun:\n  di", "results.json": b""},
+        "older": {"stages/one/manifest.json": b'{"format": 1}', "results.json": b"[]"},
+        "stopped": {"stages/.one.tmp/half": b"", "report.html": b""},
+        "begun": {"answers/answers.jsonl": b"", "slurm-1.out": b"", ".lock": b"", "processes/1/log.txt": b""},
+    }
+    for name, files in kept.items():
+        for file, content in files.items():
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(content)
+        RunFolder(tmp_path / name).close()
+    monkeypatch.chdir(tmp_path / "made")
+    RunFolder(".").close()
+
+
 def test_write_atomic_replaces_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "deep" / "file"
     write_atomic(target, "old")
