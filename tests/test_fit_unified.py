@@ -237,7 +237,6 @@ def test_lists_without_anything_liked_say_nothing_of_who_is_served_badly(
     found, count = hints.errors(1)
     assert count == len(means)
     assert found.tolist() == sorted(sorted(means, key=lambda user: means[user])[:4])
-    assert hints.errors_key
     liked = set(loop.ground.data.items["title"].gather(lists.items[labels > 0].tolist()))
     for mistake in (hints.mistake(user, 1) for user in means):
         assert mistake.answer

@@ -95,11 +95,6 @@ class HintLoop(ABC):
         """The same for a session the LLM got wrong."""
         return self.asked(number)
 
-    @property
-    def errors_key(self) -> dict[str, Any]:
-        """What the choice of errors depends on, besides the reflection's settings and the stages before."""
-        return {}
-
     @abstractmethod
     def errors(self, number: int) -> tuple[Tensor, int]:
         """Training sessions to reflect on in round `number`, and how many errors there are in all."""
@@ -194,7 +189,7 @@ class HintLoop(ABC):
             return told | self.cost(talking, trying)
 
         key = {"reflection": plain(r), "rounds": self.rounds, "seed": self.cfg.seed}
-        key |= self.reward_key | self.errors_key
+        key |= self.reward_key
         folder = self.stage(f"round_{number}/hints", build, key, *self.made_from(number))
         base = HintBase.load(folder / "hints.json")
         if not base.kept:

@@ -120,12 +120,6 @@ class UserHints(HintLoop):
         liked = ((lists.labels > 0) & (lists.items > 0)).any(dim=1)
         return replace(lists, user=lists.user[liked], items=lists.items[liked], labels=lists.labels[liked])
 
-    @property
-    def errors_key(self) -> dict[str, Any]:
-        """Whom errors are looked for among, where that is not every user."""
-        whole = len(self._telling.user) == len(self.ground.lists.user)
-        return {} if whole and self.cfg.reward.metric in BEST_IS_ONE else {"errors": "lists that hold something liked"}
-
     def errors(self, number: int) -> tuple[Tensor, int]:
         """The training users whom the LLM's present knowledge serves worst, of those it could serve better."""
         found = self._present(number).filter(pl.col("split") == "train")

@@ -130,7 +130,7 @@ def answer_rewards(
         for part, logits in _score_pairs(module, lists, index, adapted, answer, batch_size):
             labels, mask = lists.labels[index[part]], lists.items[index[part]] > 0
             if own is not None:
-                values = _checked(own(logits, labels, mask, k), reward, len(logits))
+                values = _checked(own(logits, labels, mask, k), str(reward), len(logits))
             elif reward == "soft":
                 values = list_log_likelihood(logits / module.score_temperature, labels, mask)
             else:
