@@ -22,7 +22,6 @@ from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
 from lit_rec.llm.served import ServedLanguageModel
 from lit_rec.recipes.models import Models, by_one, sharded
-from lit_rec.rerankers.module import loss_of
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import step
 
@@ -186,13 +185,6 @@ class Ground(Models):
         """[n_items + 1, width], row 0 padding."""
         _ = self.lists
         return self._knowledge["items"]
-
-    @property
-    def reranker_key(self) -> dict[str, Any]:
-        """How a reranker is built and trained, knowledge apart; a default loss with a name where it is not BCE."""
-        r = self.cfg.reranker
-        name = loss_of(r.architecture, r.loss)
-        return plain(r) | ({} if name == "bce" else {"loss": name})
 
     def reranker_arguments(self, selection: str | None = None) -> dict[str, Any]:
         """What every reranker of the run is built and trained with, knowledge apart."""

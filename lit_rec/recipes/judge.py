@@ -68,9 +68,7 @@ class Judge:
             save_file({"fold_of": fitted.fold_of, "user_vectors": vectors}, work / "folds.safetensors")
             return {"folds": reward.folds, "best": [round(f.best_value, 4) for f in fitted.fitted]}
 
-        key = {"reranker": self.ground.reranker_key, "folds": reward.folds, "encode": self.cfg.knowledge.encode}
-        if len(self.loop.splits.validation):
-            key["epoch chosen by"] = "users it does not judge"
+        key = {"reranker": plain(self.cfg.reranker), "folds": reward.folds, "encode": self.cfg.knowledge.encode}
         previous = (f"{state}/rewards",) if state != "zero_shot" else ()
         folder = self.loop.stage(f"{state}/reward_model", build, key, "/knowledge", f"{state}/vectors", *previous)
         saved = load_file(folder / "folds.safetensors")
@@ -94,9 +92,7 @@ class Judge:
     @property
     def reward_key(self) -> dict[str, Any]:
         """How an answer is scored by a reward model that is there."""
-        key = {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
-        tempered = self.cfg.reward.metric == "soft" and self.ground.reranker_key["loss"] not in ("default", "bce")
-        return key | ({"temperature": self.cfg.reranker.temperature} if tempered else {})
+        return {k: v for k, v in plain(self.cfg.reward).items() if k in ("metric", "k", "convention")}
 
     def score(
         self,

@@ -21,7 +21,7 @@ from lit_rec import distributed
 from lit_rec.config import plain
 from lit_rec.data.splits import Splits
 from lit_rec.llm.prompts import Messages
-from lit_rec.policy.pairs import NOISE, conversational, make_pairs
+from lit_rec.policy.pairs import conversational, make_pairs
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.judge import Judge
 from lit_rec.recipes.models import callbacks_key
@@ -264,8 +264,6 @@ class Loop:
             return counts
 
         key = {"min_gap": wanted.min_gap, "max_pairs": wanted.max_pairs, "rule": rule}
-        if self.cfg.reward.metric not in ("ndcg", "map"):  # of those, noise has never made a pair
-            key["tie below"] = NOISE
         folder = self.stage(f"{state}/pairs_{rule}", build, key, f"{state}/rewards")
         return self.table(f"{state}/pairs_{rule}", folder, "pairs.parquet")
 

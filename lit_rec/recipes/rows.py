@@ -69,7 +69,7 @@ def evaluate_row(
 
     evaluation = plain(loop.cfg.evaluation)
     key = {
-        "reranker": loop.ground.reranker_key,
+        "reranker": plain(loop.cfg.reranker),
         "evaluation": {k: evaluation[k] for k in ("seeds", "ks", "selection")},
         "seed": loop.cfg.seed,
         **({} if encode is None else {"encode": encode}),

@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from lit_rec.data.sessions import batch_of
 from lit_rec.errors import UserError
 from lit_rec.metrics.ranking import ranking_metrics
-from lit_rec.recipes.ground import Ground
-from lit_rec.recipes.judge import Judge
 from lit_rec.rerankers import rewards as rewards_module
 from lit_rec.rerankers.losses import list_log_likelihood
 from lit_rec.rerankers.module import RerankerModule
@@ -92,29 +89,6 @@ def test_soft_rewards_are_the_probabilities_that_the_loss_has_trained(world: Any
     expected = list_log_likelihood(logits, world.lists.labels[index], world.lists.items[index] > 0)
     rewards = answer_rewards(module, world.lists, world.user_vectors[users], users, reward="soft")
     torch.testing.assert_close(rewards, expected.view(3, -1).mean(dim=1))
-
-
-@pytest.mark.parametrize(
-    ("metric", "architecture", "loss", "trained", "tempered"),
-    [
-        ("soft", "dlcm", "default", "default", False),
-        ("soft", "dlcm", "bce", "bce", False),
-        ("soft", "dlcm", "attention", "attention", True),
-        ("soft", "setrank", "default", "attention_rank", True),
-        ("soft", "setrank", "bce", "bce", False),
-        ("ndcg", "setrank", "default", "attention_rank", False),
-    ],
-)
-def test_kept_stages_know_the_loss_and_its_temperature(
-    metric: str, architecture: str, loss: str, trained: str, tempered: bool
-) -> None:
-    reranker = {"architecture": architecture, "loss": loss, "temperature": 0.03}
-    cfg = OmegaConf.create({"reranker": reranker, "reward": {"metric": metric, "k": 5, "convention": "standard"}})
-    ground, judge = Ground.__new__(Ground), Judge.__new__(Judge)
-    ground.cfg = judge.cfg = cfg
-    judge.ground = ground
-    assert ground.reranker_key["loss"] == trained
-    assert ("temperature" in judge.reward_key) == tempered
 
 
 def test_the_right_answer_is_rewarded(world: Any) -> None:
