@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "predict":
             sub.add_argument("--input", metavar="FILE", help=INPUT)
             sub.add_argument("--history", metavar="FILE", help=HISTORY)
-            sub.add_argument("--output", required=True, metavar="FILE", help="where the ranked lists go (parquet)")
+            sub.add_argument(
+                "--output", required=True, metavar="FILE", help="where the ranked lists go: FILE.parquet, or .csv"
+            )
         if name == "export":
             sub.add_argument("--output", required=True, metavar="FOLDER", help="where the models go")
             sub.add_argument("--merged", action="store_true", help="also the language model with its adapter merged in")
@@ -145,10 +147,10 @@ def _positive(text: str) -> int:
 
 
 def _yaml_files(prefix: str, **_: Any) -> list[str]:
-    """Completions of --config: folders and YAML files."""
+    """Completions of --config: folders and .yaml files."""
     from argcomplete.completers import FilesCompleter
 
-    return FilesCompleter(("yaml", "yml"))(prefix)
+    return FilesCompleter(("yaml",))(prefix)
 
 
 def _choices(prefix: str, **_: Any) -> list[str]:
@@ -287,6 +289,7 @@ def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
         from lit_rec.run.many_report import report_runs
 
         page = Path(args.output)
+        _check_page(page)
         report_runs(args.runs, page)
     else:
         page = _newest_report()
@@ -294,6 +297,15 @@ def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
     if args.open and not webbrowser.open(page.resolve().as_uri()):
         print(f"no browser could be started; open {page}", file=sys.stderr)
     return 0
+
+
+def _check_page(page: Path) -> None:
+    """Refuse to write the report of several runs over something else."""
+    if page.suffix not in (".html", ".htm"):
+        raise UserError(f"{page} is no page", where="--output", fix=f"name it {page.stem or 'runs_report'}.html")
+    if page.name == "report.html" and (page.parent / "results.json").is_file():
+        fix = f"name another file, such as {page.with_name('runs_report.html')}"
+        raise UserError(f"{page} is the report that `fit` wrote of this run", where="--output", fix=fix)
 
 
 def _lost(error: Exception) -> str:

@@ -217,6 +217,18 @@ class TestAfterwards:
             capsys, main(["predict", "--config", world.config, "--output", str(output)]), "--output", str(output)
         )
 
+    def test_predict_writes_over_nothing_and_as_the_file_is_called(
+        self, world: World, tmp_path: Path, capsys: Any
+    ) -> None:
+        given, output = tmp_path / "given.csv", tmp_path / "ranked.csv"
+        given.write_text("user_id,item_id\nu1,1\nu1,2\n")
+        line = ["predict", "--config", world.config, "--input", str(given), "--output"]
+        assert_told(capsys, main([*line, str(given)]), "--input and --output", str(given))
+        assert_told(capsys, main([*line, str(tmp_path / "ranked.json")]), "--output", "ranked.parquet")
+        assert given.read_text().startswith("user_id")
+        assert main([*line, str(output)]) == 0
+        assert sorted(pl.read_csv(output)["item_id"].to_list()) == [1, 2]
+
     def test_predict_that_fails_leaves_nothing(
         self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:

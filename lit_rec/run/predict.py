@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 def predict(cfg: DictConfig, source: str | None, target: Path, history: str | None = None) -> None:
-    """Rank candidates with a finished run, and write them as Parquet, in the order they came in.
+    """Rank candidates with a finished run, and write them as Parquet (or CSV, by `target`), in the order they came in.
 
     Recipes rlrf and unified: list_id, user_id, rank (from 1), item_id, title, score, knowledge (the LLM's text on the
     user). Recipe re2llm: session_id, rank, item_id, title, score, hint (that the agent picked; "": none).
@@ -43,8 +43,8 @@ def predict(cfg: DictConfig, source: str | None, target: Path, history: str | No
         history: What people who are not in the data set have rated, `lit_rec.run.newcomers.newcomers_of`.
 
     Raises:
-        UserError: The input is missing a column or names an unknown id, `target` has no folder, or the run is not
-            finished.
+        UserError: The input is missing a column or names an unknown id, `target` has no folder, another suffix or is
+            an input itself, or the run is not finished.
     """
     _check(cfg, source, target, history)
     with finished_run(cfg) as run:
@@ -64,6 +64,19 @@ def _check(cfg: DictConfig, source: str | None, target: Path, history: str | Non
             why="there is no such folder, or it is one",
             fix="name a file in one",
         )
+    if target.suffix not in (".parquet", ".csv"):
+        raise UserError(
+            f"{target.name} says no form that can be written",
+            where="--output",
+            fix=f"name it {target.stem or 'ranked'}.parquet, or .csv",
+        )
+    for option, given in (("--input", source), ("--history", history)):
+        if given is not None and Path(given).resolve() == target.resolve():
+            raise UserError(
+                f"{target} would be written over by its own ranking",
+                where=f"{option} and --output",
+                fix="name another file with --output",
+            )
     if history is not None and cfg.recipe == "re2llm":
         raise UserError(
             "--history is for runs that rerank the lists of users",
@@ -101,10 +114,10 @@ def _lists(predictor: "UserPredictor", source: str | None, target: Path, history
 
 
 def write_table(table: pl.DataFrame, target: Path) -> None:
-    """Write Parquet that is there whole or not at all."""
+    """Write Parquet, or CSV where the file is called so, that is there whole or not at all."""
     work = target.with_name(f".{target.name}.tmp")
     try:
-        table.write_parquet(work)
+        table.write_csv(work) if target.suffix == ".csv" else table.write_parquet(work)
         publish(work, target)
     finally:
         work.unlink(missing_ok=True)

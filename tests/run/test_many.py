@@ -528,6 +528,10 @@ class TestMistakes:
         run = write_run(tmp_path / "run", list_frames(0, [1, 2, 3]))
         for output in (tmp_path, tmp_path / "none" / "x.html"):
             assert_told(capsys, main(["report", str(run), "--output", str(output)]), "cannot write", "--output")
+        kept = (run / "results.json").read_bytes()
+        for name in ("results.json", "report.html", "config.yaml"):
+            assert_told(capsys, main(["report", str(run), "--output", str(run / name)]), "--output", name)
+        assert (run / "results.json").read_bytes() == kept
 
     def test_a_sweep_stands_for_its_finished_runs(self, tmp_path: Path, capsys: Any) -> None:
         (tmp_path / "sweep.json").write_text(json.dumps({"runs": ["a", "b"]}))
