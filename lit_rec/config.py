@@ -12,14 +12,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from lit_rec.arguments import check_arguments
 from lit_rec.checks import check
 from lit_rec.errors import UserError
-from lit_rec.schema import Re2LLMConfig, RLRFConfig, UnifiedConfig
+from lit_rec.keys import SCHEMAS, check_keys, missing_values, unknown_key
 
-SCHEMAS = {"rlrf_schema": RLRFConfig, "re2llm_schema": Re2LLMConfig, "unified_schema": UnifiedConfig}
 RUN = "lit_rec_run"  # name of the configuration that a run folder's own file is composed below
 # What a configuration may have built. Below torch and Lightning as a whole are classes that start processes.
 ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.pytorch.callbacks.", "torchmetrics.")
@@ -68,7 +69,7 @@ def experiment_file(path: str | Path) -> Path:
     """An experiment's file; a shipped one is found from anywhere, by `quickstart` or `configs/quickstart.yaml`.
 
     Raises:
-        UserError: It is not there.
+        UserError: It is not there, or not called FILE.yaml.
     """
     file = Path(path).resolve()
     if not file.is_file():
@@ -78,6 +79,10 @@ def experiment_file(path: str | Path) -> Path:
         near = difflib.get_close_matches(file.name, [p.name for p in configs_dir().glob("*.yaml")], n=1)
         hint = f"did you mean configs/{near[0]}?" if near else f"shipped configs are in {configs_dir()}"
         raise UserError(f"config file not found: {path}", where="--config", fix=hint)
+    if file.suffix != ".yaml" or file.stem.endswith(".yaml"):  # Hydra would read the file that is called so
+        stem = file.name.split(".")[0] or "mine"
+        fix = f"rename it, to {stem}.yaml say, or name the .yaml file that is meant"
+        raise UserError(f"{file.name} is not called FILE.yaml", where="--config", why="no other name is read", fix=fix)
     return file
 
 
@@ -95,7 +100,7 @@ def run_file(folder: str | Path) -> Path:
         raise UserError(f"{folder} is no run folder", where="--run", why=why, fix=fix)
     try:
         kept = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the second: it is no text
         raise _explain(error, file) from error
     schema = f"{kept.get('recipe')}_schema" if isinstance(kept, dict) else ""
     if schema not in SCHEMAS:
@@ -150,17 +155,19 @@ def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -> DictConfig:
     """Compose and check a configuration; `path` is what messages call it."""
+    order: list[str] = []
     try:
         with composing(folder, overrides) as wanted:
+            order = _order(name, wanted[len(overrides) :])
             cfg = compose(name, overrides=wanted)
+        missing = sorted(missing_values(OmegaConf.to_container(cfg, resolve=False)))
         OmegaConf.resolve(cfg)
     except (
         *(HydraException, OmegaConfBaseException, yaml.YAMLError),
         *(AttributeError, AssertionError),  # what OmegaConf says to a value for a part of a part that is null
         *(ValueError, TypeError, RecursionError),  # and both to a file that is YAML and nothing else
     ) as error:
-        raise _explain(error, path) from error
-    missing = sorted(OmegaConf.missing_keys(cfg))
+        raise _explain(error, path, next((SCHEMAS[one] for one in order if one in SCHEMAS), None)) from error
     if missing:
         raise UserError(
             f"a value is missing: {', '.join(missing)}",
@@ -174,6 +181,15 @@ def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -
             why="its defaults list does not begin with a recipe, so no key could be checked",
             fix=f"begin the file with `defaults: [SCHEMA, _self_]`, SCHEMA being one of {', '.join(SCHEMAS)}",
         )
+    if order and order[0] not in SCHEMAS:
+        schema = next(one for one in order if one in SCHEMAS)
+        raise UserError(
+            f"{schema} is not the first of the defaults list",
+            where=f"config {path}",
+            why="a schema sets every key to its default again, whatever stands before it",
+            fix=f"begin the list with it: `defaults: [{schema}, ..., _self_]`",
+        )
+    check_keys(cfg, f"config {path}")
     for key, target in _targets(cfg):
         if not target.startswith(ALLOWED_TARGETS):
             raise _not_allowed(target, key)
@@ -181,7 +197,13 @@ def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -
     return cfg
 
 
-OPEN = ("data.", "callbacks.", "reranker.args.", "evaluation.sasrec.")  # parts whose keys are the arguments of a class
+def _order(name: str, search: Sequence[str]) -> list[str]:
+    """What a configuration is composed of, in order; nothing where the list cannot be made, which composing tells."""
+    try:
+        found = GlobalHydra.instance().config_loader().compute_defaults_list(name, list(search), RunMode.RUN).defaults
+    except HydraException:
+        return []
+    return [one.config_path for one in found if one.config_path and not (one.package or "").startswith("hydra")]
 
 
 def _not_allowed(target: str, key: str) -> UserError:
@@ -203,14 +225,7 @@ def _targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _targets(value, f"{prefix}{key}.")
 
 
-def _known_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _known_keys(value, f"{prefix}{key}.")
-
-
-def _explain(error: Exception, path: str | Path) -> UserError:
+def _explain(error: Exception, path: str | Path, schema: type | None = None) -> UserError:
     """Turn Hydra's and OmegaConf's words into one message with the nearest key."""
     text = "\n".join(str(e) for e in (error, error.__cause__) if e is not None)
     where = f"config {path}"
@@ -227,17 +242,9 @@ def _explain(error: Exception, path: str | Path) -> UserError:
         return UserError(f"a value is missing: {text.splitlines()[0]}", where=where, fix="set it in the YAML file")
     if found and ("not in" in text or "Could not override" in text):
         key = found.group(1)
-        schemas: Any = [OmegaConf.to_container(OmegaConf.structured(s), resolve=False) for s in SCHEMAS.values()]
-        known = list(dict.fromkeys(key for schema in schemas for key in _known_keys(schema)))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-            key.split(".")[-1], known, n=1, cutoff=0.6
-        )
         if "No match in the defaults list" in text and (configs_dir() / key).is_dir():
             return UserError(f"{path} chooses no {key}", where=where, fix=f"add the group: +{key}=...")
-        if key.startswith(OPEN):
-            return UserError(f"there is no value {key} to change", where=where, fix=f"add it: +{key}=...")
-        fix = f"did you mean '{near[0]}'?" if near else "`python -m lit_rec show-config` lists every key"
-        return UserError(f"unknown config key '{key}'", where=where, fix=fix)
+        return unknown_key(key, schema, where)
     mark = getattr(error, "problem_mark", None)
     line = re.search(r"line (\d+), column (\d+)", text)
     if mark is not None or line:
@@ -268,6 +275,8 @@ def instantiate(node: Any, key: str, **kwargs: Any) -> Any:
             # torch.os.system begins with an allowed name, and is not torch's.
             if not isinstance(found, type) or not found.__module__.startswith(ALLOWED_TARGETS):
                 raise _not_allowed(target, place)
+            inner = place.removesuffix("._target_")
+            check_arguments(found, plain(_at(node, inner.removeprefix(key).lstrip("."))) | kwargs, inner)
         return build(node, _convert_="all", **kwargs)
     except (InstantiationException, TypeError, ImportError, ValueError) as error:
         cause: BaseException | None = error
@@ -281,6 +290,13 @@ def instantiate(node: Any, key: str, **kwargs: Any) -> Any:
             why=" ".join(str(error).split())[:300],
             fix="check the names of its arguments in its docstring",
         ) from error
+
+
+def _at(node: Any, key: str) -> Any:
+    """What lies below a node under a dotted key, which may hold places of a list."""
+    for part in filter(None, key.split(".")):
+        node = node[int(part)] if OmegaConf.is_list(node) else node[part]
+    return node
 
 
 def plain(node: Any) -> Any:
