@@ -1,6 +1,9 @@
 """Values of a configuration that are well typed and still make no sense: refused before anything is paid for."""
 
+import difflib
+import math
 import re
+import zoneinfo
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +45,8 @@ AT_LEAST = {
     "lists.history": 1,
     "lists.real": 1,
     "lists.size": 2,
+    "lists.item_core": 0,
+    "policy.lora.alpha": 1,
     "pairs.samples": 2,
     "policy.rounds": 0,
     "policy.epochs": 1,
@@ -104,7 +109,14 @@ ABOVE_ZERO = (
 SASREC = ("max_length", "dim", "blocks", "heads", "dropout", "lr", "negatives", "batch_size", "max_epochs", "patience")
 POSITIONS = 100  # of PRM, unless reranker.args.max_length says otherwise
 SHARES = ("llm.top_p", "reflection.top_p")  # above 0, at most 1
-NOT_BELOW_ZERO = ("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration")
+NOT_BELOW_ZERO = (
+    *("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration"),
+    *("policy.weight_decay", "policy.gradient_clip", "pairs.min_gap"),
+)
+# From 0 up to but not including this.
+BELOW = {"policy.label_smoothing": 0.5, "policy.lora.dropout": 1.0}
+LARGEST_SEED = 2**32 - 1  # of Lightning and NumPy
+ENDLESS = ("policy.gradient_clip", "agent.max_grad_norm", "agent.target_kl", "reflection.min_gain")  # inf: no limit
 
 
 def check(cfg: DictConfig) -> None:
@@ -121,17 +133,29 @@ def check(cfg: DictConfig) -> None:
             own = ", or the path of your own: callbacks.mine.NAME" if key in OWN else ""
             raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices) + own)
     for key, least in AT_LEAST.items():
-        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) < least:
+        if has_key(cfg, key) and not (value := OmegaConf.select(cfg, key)) >= least:
             raise _bad(key, value, f"at least {least}")
     for key in ABOVE_ZERO:
-        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) <= 0:
+        if has_key(cfg, key) and not (value := OmegaConf.select(cfg, key)) > 0:
             raise _bad(key, value, "a number above 0")
     for key in NOT_BELOW_ZERO:
-        if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) < 0:
+        if has_key(cfg, key) and not (value := OmegaConf.select(cfg, key)) >= 0:
             raise _bad(key, value, "a number of at least 0")
+    for key, end in BELOW.items():
+        if has_key(cfg, key) and not 0 <= (value := OmegaConf.select(cfg, key)) < end:
+            raise _bad(key, value, f"a number from 0 up to but not including {end:g}")
     for key in SHARES:
         if has_key(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
             raise _bad(key, value, "above 0 and at most 1")
+    if has_key(cfg, "policy.warmup") and not 0 <= cfg.policy.warmup <= 1:
+        raise _bad("policy.warmup", cfg.policy.warmup, "a share of a round's updates, from 0 to 1")
+    if cfg.trainer.threads is not None and cfg.trainer.threads < 1:
+        raise _bad("trainer.threads", cfg.trainer.threads, "at least 1, or null for as many as the process may use")
+    if cfg.seed > LARGEST_SEED:
+        raise _bad("seed", cfg.seed, f"at most {LARGEST_SEED}")
+    if not cfg.run.dir:
+        raise _bad("run.dir", "''", "the name of a folder, such as runs/mine")
+    _check_time_zones(cfg)
     if cfg.trainer.devices != -1 and cfg.trainer.devices < 1:
         raise _bad("trainer.devices", cfg.trainer.devices, "at least 1, or -1 for every GPU of this machine")
     if cfg.trainer.strategy == "fsdp" and cfg.llm.quantization is not None:
@@ -146,7 +170,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def _check_texts(cfg: DictConfig) -> None:
-    """Refuse what must not stand in a configuration, which is kept, shown and sent to loggers."""
+    """Refuse what must not stand in a configuration, which is kept, shown and sent to loggers; and nan."""
     known = secrets()
     for key, name, value in _leaves(cfg):
         if name != "_target_" and re.fullmatch(r"_[a-z]+_", name):
@@ -156,6 +180,9 @@ def _check_texts(cfg: DictConfig) -> None:
                 why="a node with a _target_ holds the keyword arguments of its class, and nothing of Hydra's own",
                 fix="remove it",
             )
+        endless = isinstance(value, float) and not math.isfinite(value) and not key.startswith("callbacks.")
+        if endless and (math.isnan(value) or key not in ENDLESS):
+            raise _bad(key, value, "a number that is finite")
         if not isinstance(value, str):
             continue
         variable = next((variable for variable, secret in known.items() if secret in value), None)
@@ -167,6 +194,15 @@ def _check_texts(cfg: DictConfig) -> None:
                 why="configurations are kept in run folders and reports",
                 fix="leave it out: keys and passwords are read from environment variables alone",
             )
+
+
+def _check_time_zones(cfg: DictConfig) -> None:
+    """Refuse a calendar that nobody keeps; where the system knows none at all, that is told when one is used."""
+    known = zoneinfo.available_timezones()
+    for key in ("lists.time_zone", "data.time_zone"):
+        if has_key(cfg, key) and isinstance(zone := OmegaConf.select(cfg, key), str) and known and zone not in known:
+            near = difflib.get_close_matches(zone, known, n=1)
+            raise _bad(key, zone, near[0] if near else "UTC, or a place such as Europe/Madrid")
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -190,6 +226,9 @@ def has_key(cfg: DictConfig, key: str) -> bool:
 def _check_rlrf(cfg: DictConfig) -> None:
     for key in ("evaluation.ks", "evaluation.only_folds"):
         _numbers(cfg, key, int(key == "evaluation.ks"))
+    e = cfg.evaluation
+    if e.only_folds is not None and (max(e.only_folds) >= e.folds or len({*e.only_folds}) < len(e.only_folds)):
+        raise _bad("evaluation.only_folds", list(e.only_folds), f"different numbers from 0 to {e.folds - 1}, or null")
     if not re.fullmatch(rf"({'|'.join(METRIC_NAMES)})@[1-9]\d*", cfg.reranker.metric):
         raise _bad("reranker.metric", cfg.reranker.metric, f"one of {', '.join(METRIC_NAMES)} with a cut-off: ndcg@5")
     for key in ("pairs.users", "pairs.max_pairs"):

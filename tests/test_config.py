@@ -84,6 +84,15 @@ def test_a_shipped_experiment_is_found_from_anywhere(
         load_config("elsewhere/quickstart.yaml")
 
 
+@pytest.mark.parametrize("name", ["mine.yml", "mine.yaml.bak", "mine.json", "mine", "mine.yaml.yaml"])
+def test_a_file_of_another_name_is_not_taken_for_the_yaml_file_beside_it(name: str, tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL)
+    (tmp_path / name).write_text(MINIMAL.replace("name: mine", "name: other"))
+    with pytest.raises(UserError, match="is not called FILE.yaml") as caught:
+        load_config(tmp_path / name)
+    assert "mine.yaml" in caught.value.fix
+
+
 def test_every_choice_of_every_group_composes() -> None:
     groups = [choices(g) for g in ("llm", "encoder", "reranker")]
     assert all(len(g) >= 3 for g in groups)
@@ -214,6 +223,87 @@ def test_mistakes_are_told(override: str, words: list[str]) -> None:
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+policy.betta=0.5", ["unknown config key 'policy.betta'", "policy.beta"]),
+        ("+policy.lora.rank=4", ["unknown config key 'policy.lora.rank'"]),
+        ("+foo=bar", ["unknown config key 'foo'"]),
+        ("+reranker.foo=1", ["unknown config key 'reranker.foo'"]),
+        ("~policy", ["policy was taken away", "~policy"]),
+        ("agent.lr=1", ["recipe rlrf has no agent.lr", "re2llm and unified"]),
+        ("reranker.args={heads:2}", ["reranker.args", "+reranker.args.NAME"]),
+        ("evaluation.controls.nope=true", ["evaluation.controls.nope", "did you mean 'evaluation.controls."]),
+        ("recipe=rlfr", ["recipe: rlfr", "leave recipe out"]),
+        ("recipe=unified", ["recipe: unified", "unified_schema"]),
+    ],
+)
+def test_a_key_is_one_of_the_schemas_however_it_is_given(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load("quickstart.yaml", override)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_keys_of_open_parts_are_added() -> None:
+    cfg = load("quickstart.yaml", "+reranker.args.heads=2", "+data.more=1", "+callbacks.mine._target_=callbacks.x.Y")
+    assert (cfg.reranker.args.heads, cfg.data.more) == (2, 1)
+
+
+def test_a_recipe_has_no_key_of_another_one() -> None:
+    with pytest.raises(UserError, match="recipe re2llm has no users") as caught:
+        load(QUICKSTARTS["re2llm"], "users=5")
+    assert "rlrf and unified" in caught.value.fix
+
+
+def test_the_schema_comes_first(tmp_path: Path) -> None:
+    late = MINIMAL.replace("rlrf_schema, _self_", "_self_, rlrf_schema")
+    with pytest.raises(UserError, match="rlrf_schema is not the first") as caught:
+        load_config(write(tmp_path, late))
+    assert "rlrf_schema, ..., _self_" in caught.value.fix
+    assert load_config(write(tmp_path, "defaults: [quickstart, _self_]\nname: mine\n")).name == "mine"
+
+
+def test_a_missing_value_is_named_and_not_what_refers_to_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, MINIMAL.replace("name: mine\n", "")))
+    assert caught.value.what == "a value is missing: name"
+    assert caught.value.fix.endswith("name=...")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("rating_max=abc", "rating_max=.nan", "rating_max=.inf", "rating_max=true", "positive_above=null"),
+        *("item_noun=null", "item_noun=5", "separator=null", "attributes=true", "attributes=[kind,kind]"),
+        *("attributes=kind", "article_last=1", "item_nuon=tea"),
+    ],
+)
+def test_arguments_of_a_reader_have_types(wrong: str, tmp_path: Path) -> None:
+    key, _, value = wrong.partition("=")
+    cfg = load("quickstart.yaml", "data=folder", "data.root=x")
+    cfg.data[key] = OmegaConf.create(f"v: {value}").v
+    with pytest.raises(UserError, match=f"data.{key}") as caught:
+        instantiate(cfg.data, "data")
+    assert caught.value.where == f"config key data.{key}"
+    assert key != "item_nuon" or caught.value.fix == "did you mean 'data.item_noun'?"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("candidates=30.5", "test=nan", "test=true", "few_shot=true", "verb=5", "time_zone=null", "seed=1.5"),
+        *("gap_minutes=nan", "reader.source=5", "reader.root=[a]"),
+    ],
+)
+def test_arguments_of_sessions_have_types(wrong: str) -> None:
+    key, _, value = wrong.partition("=")
+    cfg = load(QUICKSTARTS["re2llm"])
+    OmegaConf.update(cfg.data, key, OmegaConf.create(f"v: {value.replace('nan', '.nan')}").v, force_add=True)
+    with pytest.raises(UserError, match=f"data.{key}: .* is not possible") as caught:
+        instantiate(cfg.data, "data")
+    assert caught.value.where == f"config key data.{key}"
+
+
 def changed(cfg: Any, key: str, value: Any) -> Any:
     cfg = cfg.copy()
     OmegaConf.update(cfg, key, value)
@@ -293,13 +383,25 @@ def test_least_values(recipes: dict[str, Any]) -> None:
         "reranker.metric=ndcg@0",
         "reranker.metric=ndcg",
         "pairs.max_pairs=0",
+        *(f"{key}=nan" for key in ("policy.lr", "policy.beta", "reranker.temperature", "llm.temperature")),
+        *(f"{key}=nan" for key in ("policy.gradient_clip", "pairs.min_gap", "reranker.lr", "policy.label_smoothing")),
+        *("policy.lr=inf", "policy.gradient_clip=-1", "policy.weight_decay=-1", "pairs.min_gap=-1"),
+        *("policy.label_smoothing=0.5", "policy.label_smoothing=-0.1", "policy.warmup=2", "policy.warmup=-1"),
+        *("policy.lora.dropout=1", "policy.lora.alpha=0", "lists.item_core=-1", "data.rating_max=nan"),
+        *("trainer.threads=0", "trainer.threads=-1", "seed=99999999999999999999", "run.dir=''"),
+        *("evaluation.only_folds=[1]", "evaluation.only_folds=[0,0] evaluation.folds=2"),
+        *("lists.time_zone=Mars", "lists.time_zone=Europe/Madird", "data.time_zone=Mars"),
     ],
 )
 def test_impossible_values(override: str) -> None:
     key = override.split("=")[0]
     with pytest.raises(UserError, match=key) as caught:
-        load("quickstart.yaml", *override.split())
+        load("quickstart.yaml", *(f"+{one}" if one.startswith("data.") else one for one in override.split()))
     assert key in caught.value.where
+
+
+def test_no_limit_may_be_said() -> None:
+    assert load("quickstart.yaml", "policy.gradient_clip=inf").policy.gradient_clip == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -312,6 +414,7 @@ def test_impossible_values(override: str) -> None:
         "agent.exploration=1",
         "agent.lr=0",
         "agent.clip=0",
+        "agent.clip=nan",
         "reflection.top_p=0",
         "reflection.temperature=-1",
         "reflection.size=0",
@@ -540,7 +643,10 @@ class TestInstantiate:
     def test_constructor_errors(self) -> None:
         node = OmegaConf.create({"_target_": "lit_rec.data.atomic.AtomicFiles", "root": "/x", "name": "y"})
         assert instantiate(node, "data").name == "y"
-        for wrong in ({"nmae": "y"}, {"_target_": "lit_rec.data.atomic.Atomic"}, {"_target_": "lit_rec.none.X"}):
+        with pytest.raises(UserError, match="unknown config key 'data.nmae'") as caught:
+            instantiate(OmegaConf.merge(node, {"nmae": "y"}), "data")
+        assert caught.value.fix == "did you mean 'data.name'?"
+        for wrong in ({"_target_": "lit_rec.data.atomic.Atomic"}, {"_target_": "lit_rec.none.X"}):
             with pytest.raises(UserError, match="cannot build") as caught:
                 instantiate(OmegaConf.merge(node, wrong), "data")
             assert caught.value.where == "config key data"
