@@ -86,7 +86,7 @@ def _parts(node: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)):
         yield prefix, node
         for key in node:
-            yield from _parts(node[key], f"{prefix}{key}.")
+            yield from _parts(node[key], f"{prefix}{key!s}.")
 
 
 def missing_values(node: Any, prefix: str = "") -> Iterator[str]:
