@@ -281,7 +281,7 @@ def test_a_missing_value_is_named_and_not_what_refers_to_it(tmp_path: Path) -> N
 def test_arguments_of_a_reader_have_types(wrong: str, tmp_path: Path) -> None:
     key, _, value = wrong.partition("=")
     cfg = load("quickstart.yaml", "data=folder", "data.root=x")
-    cfg.data[key] = OmegaConf.create(f"v: {value}").v
+    OmegaConf.update(cfg, f"data.{key}", OmegaConf.create(f"v: {value}").v, force_add=True)
     with pytest.raises(UserError, match=f"data.{key}") as caught:
         instantiate(cfg.data, "data")
     assert caught.value.where == f"config key data.{key}"
