@@ -132,7 +132,9 @@ ENTRY = re.compile(
     r"^\s*[*_]*(?:\d{1,2}\s*[.)]+(?!\d)\s*|\d{1,2}\s*[:\-]+\s+|[-*•–]+\s+|#\d{1,3}\s+)[*_]*\s*(?P<title>\S.*?)\s*$"
 )
 INLINE = re.compile(r"(?:^|\s)\d{1,3}[.)]\s+")
-
+BORDER = re.compile(r"\s[-–—]\s|:\s|\s\(")  # where a title may end and a reason begin
+BORDERS = 12  # of an entry that are looked at: no title has as many
+SMALL = re.compile(r"an?|and|as|at|but|by|for|from|in|into|of|on|or|over|the|to|upon|vs|with|without")
 
 NAME = 4  # letters that a second name has at least
 
@@ -227,9 +229,13 @@ def _array(answer: str) -> list[str]:
 
 
 def _match(entry: str, names: dict[str, list[int]]) -> list[int]:
-    """Candidates an entry means; what follows the title ("Alien - a classic", "Alien (1979): ...") is ignored."""
+    """Candidates an entry means; what follows the title ("Alien - a classic", "Alien (1979): ...") is ignored.
+
+    The longest part that is a name counts: titles have colons, dashes and brackets of their own.
+    """
     entry = entry.strip().strip("*_\"'“”; ")
-    for text in (entry, *(re.split(separator, entry, maxsplit=1)[0] for separator in (r"\s[-–—]\s", r":\s", r"\s\("))):
+    borders = [found for found, _ in zip(BORDER.finditer(entry), range(BORDERS), strict=False)]
+    for text in (entry, *(entry[: b.start()] for b in reversed(borders) if not _within_title(entry, b))):
         for name in (text.strip(), normalised(text)):
             if name in names:
                 return names[name]
@@ -237,3 +243,24 @@ def _match(entry: str, names: dict[str, list[int]]) -> list[int]:
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=CLOSE)
     same_part = close and NUMERALS.findall(close[0]) == NUMERALS.findall(wanted)  # "Rocky II" is not "Rocky III"
     return names[close[0]] if same_part else []
+
+
+def _within_title(entry: str, border: re.Match[str]) -> bool:
+    """Whether a border is a colon with a subtitle behind it: "Alien: Covenant" is another film than "Alien".
+
+    A subtitle has a year behind it, or is written like a title: every word with a capital, but for small ones between.
+    So a reason that is written like a title ("Alien: Ridley Scott") costs the entry; the other way round, a candidate
+    that nobody named would get its place. What is closed by a mark, a quote or a bracket has its subtitle already.
+    """
+    if border[0][0] != ":" or entry[: border.start()].endswith(("*", "_", '"', "'", "”", ")")):
+        return False
+    rest = entry[border.end() :]
+    end = BORDER.search(rest)
+    words = re.findall(r"\w[\w'’.-]*", rest[: end.start()] if end else rest)
+    if not words:
+        return False
+    if end and re.match(r"\s\(\d{4}\)", rest[end.start() :]):
+        return True
+    capital = [word[0].isupper() or word[0].isdigit() for word in words]
+    between = all(big or SMALL.fullmatch(word) for word, big in zip(words, capital, strict=True))
+    return between and capital[0] and capital[-1] and any(word[0].isupper() for word in words)

@@ -115,6 +115,56 @@ def test_a_second_name_in_brackets_is_a_name_too() -> None:
     assert parse_ranking("1. Seven\n2. The Postman", titles).order == [2, 1]  # whole titles come first
 
 
+ALIENS = [
+    "Heat",
+    "Alien",
+    "Alien: Resurrection",
+    "Mission: Impossible",
+    "FIFA 15 - PlayStation 4",
+    "Halo (2001) - Xbox",
+    "Heat",
+]
+
+
+@pytest.mark.parametrize(
+    ("entry", "title"),
+    [
+        ("Alien: Resurrection", "Alien: Resurrection"),
+        ("Alien: Resurrection (sci-fi)", "Alien: Resurrection"),
+        ("Alien: Resurrection: a dark sequel", "Alien: Resurrection"),
+        ("**Alien: Resurrection**: A Dark Sequel", "Alien: Resurrection"),
+        ("**Mission: Impossible**: spy", "Mission: Impossible"),
+        ("Mission: Impossible (1996) - spies: many", "Mission: Impossible"),
+        ("FIFA 15 - PlayStation 4", "FIFA 15 - PlayStation 4"),
+        ("FIFA 15 - PlayStation 4 - football - with friends", "FIFA 15 - PlayStation 4"),
+        ("FIFA 15 - PlayStation 4: football (new)", "FIFA 15 - PlayStation 4"),
+        ("Halo (2001) - Xbox (a shooter)", "Halo (2001) - Xbox"),
+        ("Alien: a dark classic by Ridley Scott", "Alien"),
+        ("Alien: Dark and scary", "Alien"),
+        ("Alien: 1979", "Alien"),
+        ("Alien (1979): Horror", "Alien"),
+        ("**Alien**: Horror", "Alien"),
+        ('"Alien": Horror', "Alien"),
+        ("Alien - Horror: dark", "Alien"),
+        ("Alien: Covenant (2017)", None),
+        ("Alien: Covenant", None),
+        ("Alien: covenant (2017)", None),
+        ("Alien: Covenant - a dark prequel", None),
+        ("Alien: Covenant (sci-fi)", None),
+        ("Alien: The End of the World", None),
+        ("Alien: ", "Alien"),
+        ("Alien: ...", "Alien"),
+    ],
+)
+def test_the_longest_title_counts_and_a_subtitle_belongs_to_it(entry: str, title: str | None) -> None:
+    found = parse_ranking(f"1. {entry}\n2. Heat", ALIENS).order
+    assert [ALIENS[n] for n in found] == ([title] if title else []) + ["Heat"]
+
+
+def test_an_entry_of_many_borders_is_read_in_no_time() -> None:
+    assert parse_ranking("1. " + "x: y - z (" * 20_000 + "\n2. Heat", ALIENS).order == [0]
+
+
 def test_only_the_first_candidates_count() -> None:
     answer = "\n".join(f"{n}. {title}" for n, title in enumerate(TITLES, 1))
     assert read(answer, top=4) == ([0, 1, 2, 3], 9, 0, 0)
