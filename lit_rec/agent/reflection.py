@@ -14,12 +14,15 @@ import yaml
 from lit_rec.errors import UserError
 from lit_rec.llm.prompts import TEMPLATES, Messages, item_slots
 from lit_rec.llm.ranker import Port
-from lit_rec.llm.ranking import normalised, other_names
+from lit_rec.llm.ranking import INLINE, normalised, other_names
 from lit_rec.llm.sampler import SamplingSettings
 
 ENTRY = re.compile(r"^\s*(?:\d{1,2}\s*[.):]|[-*•–]|hint\s*\d*\s*:)\s*(?P<text>.+)$", re.IGNORECASE)
 PREFACE = re.compile(r"^\W*(here are|here is|here's|sure|certainly)\b|\b(following|hints?)\W*$", re.IGNORECASE)
 WORDS = (3, 40)  # a shorter line says nothing, a longer one is no hint
+SUBTITLE = re.compile(r"\s+or:\s|:\s|\s[-–—]\s")
+LONG = 6  # letters of a name that is found in spite of its blanks, or without its subtitle
+NO_BLANKS = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Han
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def _templates() -> dict[str, dict[str, str]]:
 
 
 def read_hints(answer: str, limit: int) -> list[str]:
-    """Read hints from the last answer: one per numbered or bulleted line, else one per line or sentence.
+    """Read hints from the last answer: one per number or bullet, else one per line or sentence.
 
     Args:
         answer: What the LLM wrote.
@@ -139,6 +142,8 @@ def read_hints(answer: str, limit: int) -> list[str]:
     """
     lines = [line for raw in answer.splitlines() if (line := re.sub(r"\*\*|__", "", raw).strip())]
     found = [_unmarked(line) for line in lines if ENTRY.match(line)]
+    if len(found) < 2 and (inline := [hint for line in lines for hint in _inline(line)]):
+        found = inline
     if not found:
         found = [line for line in lines if not PREFACE.search(line)]
         if len(found) == 1:
@@ -153,6 +158,14 @@ def _unmarked(line: str) -> str:
     return line
 
 
+def _inline(line: str) -> list[str]:
+    """The hints of a line that counts them, 1, 2 ...; none where it does not: "part 2. Avoid part 3." is no list."""
+    marks = list(INLINE.finditer(line))
+    count = next((n for n, mark in enumerate(marks) if int(re.sub(r"\D", "", mark[0])) != n + 1), len(marks))
+    ends = [*(mark.start() for mark in marks[1:count]), len(line)]
+    return [_unmarked(line[mark.end() : end]) for mark, end in zip(marks, ends, strict=False)] if count > 1 else []
+
+
 def malformed(hint: str) -> bool:
     """Whether a line is too short or too long to be a hint, or has no letters."""
     words = re.findall(r"[^\W\d_]+", hint)
@@ -160,10 +173,33 @@ def malformed(hint: str) -> bool:
 
 
 def leaks(hint: str, target: str) -> bool:
-    """Whether a hint names the target: case, accents, punctuation, article, year and other names do not hide it.
+    """Whether a hint names the target, or what it is a part of.
+
+    Case, accents, punctuation, article, year, blanks and other names do not hide it; nor does a missing subtitle.
 
     >>> leaks("Look for films like 'Matrix'.", "The Matrix"), leaks("Prefer alien worlds.", "Aliens")
     (True, False)
     """
-    said = f" {normalised(hint)} "
-    return any(f" {name} " in said for name in (normalised(target), *other_names(target)) if name)
+    names = [normalised(target), *other_names(target), *_beginnings(target, hint)]
+    return any(_named(name, normalised(hint)) for name in names if name)
+
+
+def _beginnings(title: str, hint: str) -> list[str]:
+    """What stands before a title's subtitles, where it has two words or `LONG` letters.
+
+    "Horror: The Movie" would forbid to speak of horror: one word counts only where the hint writes it with a capital.
+    """
+    capitals = {normalised(word) for word in re.findall(r"[^\W_]+", hint) if word[0].isupper()}
+    names = [normalised(title[: border.start()]) for border in SUBTITLE.finditer(title)]
+    return [n for n in names if " " in n or NO_BLANKS.search(n) or (len(n) >= LONG and n in capitals)]
+
+
+def _named(name: str, said: str) -> bool:
+    """Whether a text has a name, both as `normalised` has them: as words, or as words that are cut in other places."""
+    if f" {name} " in f" {said} ":
+        return True
+    letters = name.replace(" ", "")
+    if NO_BLANKS.search(letters):
+        return len(letters) >= 2 and letters in said.replace(" ", "")
+    whole = r"(?<!\w)" + r" ?".join(map(re.escape, letters)) + r"(?!\w)"
+    return sum(map(str.isalpha, letters)) >= LONG and re.search(whole, said) is not None

@@ -209,6 +209,10 @@ SHAPES = {
     "bare lines": "{0}\n{1}\n{2}",
     "preface and bare lines": "Here are the hints:\n{0}\n{1}\n{2}",
     "one line": "{0} {1} {2}",
+    "numbered on one line": "1. {0} 2. {1} 3. {2}",
+    "numbered on one line, in bold": "**1.** {0} **2.** {1} **3.** {2}",
+    "numbered behind words": "Here are three hints: 1) {0} 2) {1} 3) {2}",
+    "numbered on one line behind a preface": "Sure!\n1. {0} 2. {1} 3. {2}",
 }
 
 
@@ -216,6 +220,18 @@ SHAPES = {
 def test_hints_in_many_shapes(shape: str) -> None:
     assert read_hints(SHAPES[shape].format(*WANTED), 3) == WANTED
     assert read_hints(SHAPES[shape].format(*WANTED), 2) == WANTED[:2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "hints"),
+    [
+        ("Prefer part 2. Avoid part 3. Then stop.", ["Prefer part 2.", "Avoid part 3.", "Then stop."]),
+        ("1. Prefer films before 1990. Like part 1.", ["Prefer films before 1990. Like part 1."]),
+        ("1. Watch part 1. Then look for 3. part", ["Watch part 1. Then look for 3. part"]),
+    ],
+)
+def test_numbers_that_end_a_sentence_are_no_list(answer: str, hints: list[str]) -> None:
+    assert read_hints(answer, 5) == hints
 
 
 @pytest.mark.parametrize("answer", ["", "  \n \t\n", "Sure!", "**", "1.\n2.\n", '1. ""\n2. **', "Here are my hints:"])
@@ -277,6 +293,28 @@ def test_malformed(text: str, bad: bool) -> None:
         ("Prefer dark films.", "", False),
         ("", "Up", False),
         ("推荐 千と千尋 类", "千と千尋", True),
+        ("像千と千尋一样的电影", "千と千尋", True),
+        ("喜欢流浪地球这样的片子", "流浪 地球", True),
+        ("喜欢地球的片子", "流浪地球", False),
+        ("Prefer films like Spiderman.", "Spider-Man (2002)", True),
+        ("Prefer films like Spider Man.", "Spiderman", True),
+        ("Think of Schindlers List.", "Schindler's List (1993)", True),
+        ("Prefer Terminator 2 to others.", "Terminator 2: Judgment Day (1991)", True),
+        ("Recommend star wars films.", "Star Wars: Episode IV - A New Hope (1977)", True),
+        ("Recommend starwars films.", "Star Wars: Episode IV - A New Hope (1977)", True),
+        ("Recommend the Lord of the Rings films.", "Lord of the Rings: The Fellowship of the Ring, The", True),
+        ("Like Dr Strangelove.", "Dr. Strangelove or: How I Learned to Stop Worrying and Love the Bomb", True),
+        ("Recommend Batman films.", "Batman: Mask of the Phantasm", True),
+        ("Recommend minecraft and Minecraft's kind.", "Minecraft - PlayStation 4", True),
+        ("Prefer horror with a twist.", "The Horror: A Comedy", False),
+        ("Prefer alien settings.", "Aliens", False),
+        ("Prefer alien worlds.", "Alien: Resurrection", False),
+        ("Prefer films of 2001.", "2001: A Space Odyssey", False),
+        ("Prefer upbeat or uplifting films.", "Up: A Story", False),
+        ("Prefer terminators of the 2000s.", "Terminator 2: Judgment Day", False),
+        ("Prefer stars of wars.", "Star Wars: Episode IV - A New Hope", False),
+        ("Tell a story of toys to kids.", "Toy Story", False),
+        ("Prefer films with a heat wave in them.", "Heatwave 2", False),
     ],
 )
 def test_leaks(text: str, target: str, named: bool) -> None:
