@@ -7,11 +7,37 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec.agent.ppo import HintAgent, PPOAgent
 from lit_rec.agent.training import KeepHistory
 from lit_rec.run.folder import never
+
+
+class GrowingBase(Checkpoint):
+    """Serves an agent the hint bases of several rounds, when and as `ReflectionRounds` would.
+
+    It is a `Checkpoint` so that Lightning calls it when the module is done with the epoch.
+
+    Args:
+        bases: [A, d] embeddings of the hints of each round.
+        epochs: Per round.
+    """
+
+    def __init__(self, bases: Sequence[Tensor], epochs: int) -> None:
+        self.bases, self.epochs = bases, epochs
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with the first one."""
+        _give(pl_module, self.bases[0])
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After the last epoch of a round go on with the next one."""
+        ended, left = divmod(trainer.current_epoch + 1, self.epochs)
+        if not left and ended < len(self.bases):
+            _give(pl_module, self.bases[ended])
 
 
 class ReflectionRounds(RoundHooks):
@@ -21,8 +47,7 @@ class ReflectionRounds(RoundHooks):
         """Errors of the last agent -> reflection -> hints that help -> rewards -> the agent's new actions."""
         loop = rounds.loop
         policy.environment = loop.environment(number)
-        vectors = loop.vectors(number)
-        policy.set_hints(vectors, torch.ones(len(vectors), dtype=torch.bool))
+        _give(policy, loop.vectors(number))
         log_hints(loop, number)
 
     def end_round(self, trainer: L.Trainer, policy: PPOAgent, rounds: RoundCallback, number: int) -> None:
@@ -34,6 +59,11 @@ class ReflectionRounds(RoundHooks):
             return write_agent(work, policy, history) | rounds.cost(number)
 
         rounds.loop.keep_agent(f"round_{number}/agent", number, never if rounds.passed(number) else build)
+
+
+def _give(agent: Any, vectors: Tensor) -> None:
+    """Make these hints [A, d] the agent's actions."""
+    agent.set_hints(vectors, torch.ones(len(vectors), dtype=torch.bool))
 
 
 def write_agent(work: Path, agent: HintAgent, history: Sequence[dict[str, float]]) -> dict[str, Any]:

@@ -338,7 +338,7 @@ class AgentConfig(PolicyGradientConfig):
     reward: str = "ndcg"  # ndcg | mrr | soft (log-probability of the target among the candidates)
     k: int | None = None  # ranks beyond k earn nothing; null: every rank counts (generate: every place of a list)
     rounds: int = 1  # reflection and training, again and again
-    seeds: int = 1  # agents trained in the last round, with different seeds; the first one leads the reflection
+    seeds: int = 1  # agents of different seeds; the first leads the reflection, the others learn the same bases in turn
 
 
 @dataclass

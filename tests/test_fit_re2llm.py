@@ -1,6 +1,7 @@
 """Whole runs of the session recipe on a tiny world: what they leave behind, what they cost again, and every variant."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_rec.agent.hints import HintBase
 from lit_rec.agent.policy import HintPolicy
 from lit_rec.cli import main
+from lit_rec.config import load_config
 from lit_rec.llm.sampler import Sampler
 from lit_rec.llm.scoring import TitleScorer
+from lit_rec.recipes import agents
+from lit_rec.recipes.session_ground import SessionGround
+from lit_rec.recipes.session_hints import SessionHints
+from lit_rec.run.folder import RunFolder
 from lit_rec.run.results import FIELDS
 from tests.session_worlds import CANDIDATES, TEST, make_session_world
 from tests.worlds import World, assert_told
@@ -160,6 +166,34 @@ class TestAgain:
         assert f"{means(world.run, 'ndcg@5', split)['ppo']:.4f}" in told
 
 
+class TestAgents:
+    """All agents of a row are the same procedure: the bases of all rounds in turn, as the first agent had them."""
+
+    def test_the_first_one_is_what_the_others_procedure_gives(
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(world.run, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+        monkeypatch.setattr(TitleScorer, "_forward", None)  # nothing new is asked
+        cfg = load_config(world.config, [f"run.dir={tmp_path}/run"])
+        with RunFolder(cfg.run.dir) as run:
+            ground = SessionGround(cfg, run)
+            ground.keep_sessions()
+            loop = SessionHints(ground)
+            agents.train(loop, loop.rounds)
+            assert 0 < len(loop.base(1).kept) < len(loop.base(2).kept)
+            agents.trained(loop, "ppo", range(1, loop.rounds + 1))(tmp_path)
+        again, kept = HintPolicy.load(tmp_path), HintPolicy.load(world.run / "agent")
+        assert all(torch.equal(weight, kept.state_dict()[name]) for name, weight in again.state_dict().items())
+        curves = (tmp_path / "curves.json").read_text()
+        assert json.loads(curves) == json.loads((stage(world, "round_2/agent") / "curves.json").read_text())
+
+    @pytest.mark.parametrize("name", ["ppo_1", "full_information_0", "full_information_1"])
+    def test_others_train_as_long(self, world: World, name: str) -> None:
+        folder = stage(world, f"agents/{name}")
+        assert len(json.loads((folder / "curves.json").read_text())) == 2 * 3
+        assert json.loads((folder / "manifest.json").read_text())["key"]["bases"] == "of every round"
+
+
 VARIANTS = {
     "online": ["agent.rewards=online", "evaluation.rows.full_information=false"],
     "online_cheap": [
@@ -185,6 +219,8 @@ def test_variants(world: World, name: str) -> None:
     found = {r["row"] for r in results(run)}
     off = {o.split(".")[2].split("=")[0] for o in [*BARE, *VARIANTS[name]] if o.startswith("evaluation.rows.")}
     assert found == {*ROWS} - off
+    for manifest in (run / "stages/agents").rglob("manifest.json"):
+        assert "bases" not in json.loads(manifest.read_text())["key"]  # one round is what it always was
     if name == "part":
         assert {r["n"] for r in results(run) if r["split"] == "test"} == {10}
     if name == "no_hints":

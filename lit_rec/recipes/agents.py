@@ -1,15 +1,14 @@
 """Training the agents that pick hints, whatever the hints are for: callbacks work between the rounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from callbacks.health import Health
 from callbacks.progress import EpochProgress
-from callbacks.reflection import ReflectionRounds, write_agent
+from callbacks.reflection import GrowingBase, ReflectionRounds, write_agent
 from callbacks.rounds import RoundCallback
 from lit_rec import distributed
 from lit_rec.agent.ppo import FullInformationAgent, HintAgent, PPOAgent, PPOSettings
@@ -74,26 +73,30 @@ def settings(cfg: DictConfig) -> PPOSettings:
     return PPOSettings(**{k: v for k, v in cfg.agent.items() if k in names}, epochs_per_round=cfg.agent.epochs)
 
 
-def trained(loop: HintLoop, kind: str, number: int, seed: int = 0) -> Build:
-    """Builds an agent that knows the base of round `number` alone."""
+def trained(loop: HintLoop, kind: str, rounds: Sequence[int], seed: int = 0) -> Build:
+    """Builds an agent that learns the bases of these rounds one after another, as `train` does, without reflecting.
+
+    What the hints bring is read from the last of these rounds, whose base begins with all earlier ones: over several
+    rounds the LLM has to be a frozen one.
+    """
 
     def build(work: Path) -> dict[str, Any]:
         cfg = loop.cfg
         agent = KINDS[kind](
             loop.states,
-            loop.environment(number),
+            loop.environment(rounds[-1]),
             train_sessions=loop.splits.train,
             settings=settings(cfg),
             seed=cfg.seed + seed,
         )
-        vectors = loop.vectors(number)
-        agent.set_hints(vectors, torch.ones(len(vectors), dtype=torch.bool))
+        vectors = loop.vectors(rounds[-1])
+        bases = [vectors[: len(loop.base(number).kept)] for number in rounds]
         fitted = fit_agent(
             agent,
             sessions(loop, seed),
-            max_epochs=cfg.agent.epochs,
+            max_epochs=len(rounds) * cfg.agent.epochs,
             **by_one(loop.models.device),
-            callbacks=[health(cfg)],
+            callbacks=[health(cfg), GrowingBase(bases, cfg.agent.epochs)],
             logger=loop.board(f"{kind}_{seed}").loggers,
         )
         return write_agent(work, agent, fitted.history)

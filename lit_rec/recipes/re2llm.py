@@ -45,7 +45,11 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, SessionRows]:
 
 
 def more_agents(loop: SessionHints) -> None:
-    """Agents with other seeds on the last base, and the full-information ones: what chance does to the choice."""
+    """Agents with other seeds, and the full-information ones: what chance does to the choice.
+
+    They learn what the first agent learns, in its order: the base of every round, as many epochs, each round going on
+    from the best epoch of the one before. The bases are those the first agent has led to; nothing is reflected on anew.
+    """
     cfg = loop.cfg
     if not loop.base(loop.rounds).kept:
         return
@@ -54,6 +58,8 @@ def more_agents(loop: SessionHints) -> None:
         kinds.append(("ppo", range(1, cfg.agent.seeds)))
     if cfg.evaluation.rows.full_information:
         kinds.append(("full_information", range(cfg.agent.seeds)))
+    rounds = range(1, loop.rounds + 1)
+    key = {"bases": "of every round"} if loop.rounds > 1 else {}
     for kind, seeds in kinds:
         for seed in seeds:
-            loop.keep_agent(f"agents/{kind}_{seed}", loop.rounds, agents.trained(loop, kind, loop.rounds, seed))
+            loop.keep_agent(f"agents/{kind}_{seed}", loop.rounds, agents.trained(loop, kind, rounds, seed), key)

@@ -177,7 +177,7 @@ class UserHints(HintLoop):
                 self.matrix_of(number)
             elif pick == "full_information":
                 self.environment(number)
-                self.keep_agent(f"round_{number}/agent", number, agents.trained(self, pick, number))
+                self.keep_agent(f"round_{number}/agent", number, agents.trained(self, pick, [number]))
             self._picked.add(number)
         return self.name(f"round_{number}/{stage}")
 
