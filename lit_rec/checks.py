@@ -103,15 +103,18 @@ ABOVE_ZERO = (
     "agent.clip",
     "agent.max_grad_norm",
     "agent.reward_scale",
+    "reflection.similarity",
     "llm.server.timeout",
 )
 # What of `fit_sasrec` evaluation.sasrec may say; the rest is the run's.
 SASREC = ("max_length", "dim", "blocks", "heads", "dropout", "lr", "negatives", "batch_size", "max_epochs", "patience")
+FIELD = 32  # width of a reranker's embeddings
 POSITIONS = 100  # of PRM, unless reranker.args.max_length says otherwise
 SHARES = ("llm.top_p", "reflection.top_p")  # above 0, at most 1
 NOT_BELOW_ZERO = (
     *("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration"),
-    *("policy.weight_decay", "policy.gradient_clip", "pairs.min_gap"),
+    *("policy.weight_decay", "policy.gradient_clip", "pairs.min_gap", "seed"),
+    *("agent.state_noise", "agent.value_coef", "agent.weight_decay"),
 )
 # From 0 up to but not including this.
 BELOW = {"policy.label_smoothing": 0.5, "policy.lora.dropout": 1.0}
@@ -164,6 +167,8 @@ def check(cfg: DictConfig) -> None:
         raise _bad("logging.to", unknown[0], "; ".join(LOGGERS))
     if has_key(cfg, "agent.exploration") and not 0 <= cfg.agent.exploration < 1:
         raise _bad("agent.exploration", cfg.agent.exploration, "a share from 0 up to but not including 1")
+    if has_key(cfg, "agent.target_kl") and (most := cfg.agent.target_kl) is not None and most <= 0:
+        raise _bad("agent.target_kl", most, "a number above 0, or null to make all updates")
     (_check_re2llm if cfg.recipe == "re2llm" else _check_rlrf)(cfg)
     if cfg.recipe == "unified":
         _check_unified(cfg)
@@ -243,6 +248,7 @@ def _check_rlrf(cfg: DictConfig) -> None:
         raise _bad("evaluation.test", 0, "a share above 0 (or of evaluation.validation): else nothing can be measured")
     if cfg.lists.real > cfg.lists.size:
         raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
+    _check_reranker(cfg)
     places = cfg.reranker.args.get("max_length", POSITIONS)
     if cfg.reranker.architecture == "prm" and isinstance(places, int) and cfg.lists.size > places:
         fix = f"at most {places}, the positions that PRM knows, or more: +reranker.args.max_length={cfg.lists.size}"
@@ -255,6 +261,18 @@ def _check_rlrf(cfg: DictConfig) -> None:
     if cfg.llm.server is not None and (cfg.llm.hub is None) == (cfg.llm.wheel is None):
         fix = "the model that the server has: it is trained here, so its weights are needed here too"
         raise _bad("llm.hub", cfg.llm.hub, fix)
+
+
+def _check_reranker(cfg: DictConfig) -> None:
+    """Refuse widths that no reranker of this architecture can have; other arguments are its own to judge."""
+    name, args = cfg.reranker.architecture, cfg.reranker.args
+    mlp = args.get("mlp", [1])
+    wrong = OmegaConf.is_list(mlp) and (not mlp or any(not isinstance(width, int) or width < 1 for width in mlp))
+    if name in ("prm", "setrank", "mir") and wrong:
+        raise _bad("reranker.args.mlp", mlp, "one or more widths of at least 1")
+    hidden, field = args.get("hidden", FIELD), args.get("field", FIELD)
+    if name == "mir" and isinstance(hidden, int) and isinstance(field, int) and (hidden < 1 or hidden % field):
+        raise _bad("reranker.args.hidden", hidden, f"a multiple of {field}, the width of an embedding")
 
 
 def _check_unified(cfg: DictConfig) -> None:
@@ -272,6 +290,7 @@ def _check_unified(cfg: DictConfig) -> None:
 
 def _check_re2llm(cfg: DictConfig) -> None:
     _numbers(cfg, "evaluation.ks", 1)
+    _numbers(cfg, "ranking.lengths", 0)
     for key in ("ranking.templates", "ranking.priors", "ranking.lengths"):
         if not OmegaConf.select(cfg, key):
             raise _bad(key, [], "one or more values")

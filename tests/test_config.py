@@ -391,6 +391,7 @@ def test_least_values(recipes: dict[str, Any]) -> None:
         *("trainer.threads=0", "trainer.threads=-1", "seed=99999999999999999999", "run.dir=''"),
         *("evaluation.only_folds=[1]", "evaluation.only_folds=[0,0] evaluation.folds=2"),
         *("lists.time_zone=Mars", "lists.time_zone=Europe/Madird", "data.time_zone=Mars"),
+        "seed=-1",
     ],
 )
 def test_impossible_values(override: str) -> None:
@@ -415,6 +416,13 @@ def test_no_limit_may_be_said() -> None:
         "agent.lr=0",
         "agent.clip=0",
         "agent.clip=nan",
+        "agent.weight_decay=-1",
+        "agent.target_kl=-0.01",
+        "agent.state_noise=-0.1",
+        "agent.value_coef=-1",
+        "seed=-1",
+        "ranking.lengths=[-1.0]",
+        "reflection.similarity=-1",
         "reflection.top_p=0",
         "reflection.temperature=-1",
         "reflection.size=0",
@@ -692,6 +700,24 @@ def test_lists_longer_than_prm_knows_positions() -> None:
     assert "+reranker.args.max_length=120" in caught.value.fix
     assert load("quickstart.yaml", "reranker=prm", "lists.size=120", "+reranker.args.max_length=120").lists.size == 120
     assert load("quickstart.yaml", "reranker=dlcm", "lists.size=120").lists.size == 120
+
+
+@pytest.mark.parametrize(
+    ("reranker", "override", "fix"),
+    [
+        ("mir", "hidden=50", "a multiple of 32"),
+        ("mir", "hidden=0", "a multiple of 32"),
+        ("prm", "mlp=[]", "one or more widths"),
+        ("setrank", "mlp=[80,0]", "one or more widths"),
+        ("mir", "mlp=[]", "one or more widths"),
+    ],
+)
+def test_widths_that_a_reranker_cannot_have(reranker: str, override: str, fix: str) -> None:
+    with pytest.raises(UserError, match="is not possible") as caught:
+        load("quickstart.yaml", f"reranker={reranker}", f"+reranker.args.{override}")
+    assert caught.value.where == f"config key reranker.args.{override.partition('=')[0]}"
+    assert fix in caught.value.fix
+    assert load("quickstart.yaml", "reranker=mir", "+reranker.args.hidden=96").reranker.args.hidden == 96
 
 
 def test_without_hints_the_unified_recipe_may_have_no_rounds() -> None:

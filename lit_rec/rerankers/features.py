@@ -26,7 +26,13 @@ def initialise(module: nn.Module) -> None:
 
 
 def perceptron(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
-    """Linear-ReLU-Dropout for every hidden width, then one output."""
+    """Linear-ReLU-Dropout for every hidden width, then one output.
+
+    Raises:
+        ValueError: when there is no hidden width, or one of less than 1.
+    """
+    if not hidden or min(hidden) < 1:
+        raise ValueError(f"mlp needs one or more widths of at least 1, not {list(hidden)}")
     layers: list[nn.Module] = []
     for before, after in zip((width, *hidden), hidden, strict=False):
         layers += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)]
@@ -140,7 +146,7 @@ class Knowledge(nn.Module):
         """Adapt given vectors of one side: [N, d] to [N, out]. A side without knowledge gives [N, 0]."""
         if self.adaptor is None or side not in self.towers:
             return vectors.new_zeros(len(vectors), 0)
-        return self.adaptor(vectors, self.towers[side])
+        return self.adaptor(vectors.to(self.adaptor.shared.weight1.dtype), self.towers[side])
 
     def adapt_rows(self, side: str, rows: Tensor) -> Tensor:
         """Adapt the vectors of users or items [...]: [..., out], each distinct row once."""
@@ -148,4 +154,4 @@ class Knowledge(nn.Module):
             return rows.new_zeros(*rows.shape, 0, dtype=torch.float32)
         distinct, position = rows.unique(return_inverse=True)
         matrix: Tensor = getattr(self, f"{side}_vectors")
-        return F.embedding(position, self.adapt(side, matrix[distinct].float()))
+        return F.embedding(position, self.adapt(side, matrix[distinct]))

@@ -26,10 +26,16 @@ class SetToListAttention(nn.Module):
         history: width of Q, a multiple of `field`.
         field: width of one embedding.
         hidden: width of the co-attention features.
+
+    Raises:
+        ValueError: when a width is no multiple of `field`.
     """
 
     def __init__(self, candidate: int, history: int, field: int, hidden: int) -> None:
         super().__init__()
+        for name, width in (("candidates", candidate), ("past items", history)):
+            if width % field:
+                raise ValueError(f"the width of {name}, {width}, must be a multiple of field, {field}")
         self.field, self.scale = field, hidden**-0.5
         self.item_form = nn.Linear(candidate, history, bias=False)
         self.field_form = nn.Linear(field, field, bias=False)
@@ -72,6 +78,9 @@ class MIR(nn.Module):
         heads: attention heads.
         mlp: hidden widths of the perceptron.
         dropout: in the attention and the perceptron; KAR trains with 0.
+
+    Raises:
+        ValueError: when `width`, `history_width` or `hidden` is no multiple of `field`.
     """
 
     uses_history = True
@@ -88,6 +97,13 @@ class MIR(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        if hidden % field:
+            raise ValueError(f"hidden must be a multiple of field, {field}, not {hidden}")
+        if width % field:
+            raise ValueError(
+                f"the width of a candidate's vector, {width}, must be a multiple of field, {field}: so must the "
+                "adaptor's out"
+            )
         self.intra = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         self.gru = nn.GRU(history_width, hidden, batch_first=True)
         listed = history_width + hidden

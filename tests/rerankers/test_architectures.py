@@ -199,6 +199,15 @@ def test_mistakes_are_explained() -> None:
         make("bert4rec")
     with pytest.raises(UserError, match="cannot be built"):
         make("dlcm", architecture_args={"heads": 2})
+    for name, given, why in (
+        ("mir", {"architecture_args": {"hidden": 50}}, "hidden must be a multiple of field, 32, not 50"),
+        ("mir", {"adaptor": {"out": 20}}, "so must the adaptor's out"),
+        ("prm", {"architecture_args": {"mlp": []}}, "mlp needs one or more widths"),
+        ("setrank", {"architecture_args": {"mlp": [80, 0]}}, "mlp needs one or more widths"),
+    ):
+        with pytest.raises(UserError, match="cannot be built") as caught:
+            make(name, **given)
+        assert why in caught.value.why
     with pytest.raises(UserError, match="no ranking metric"):
         make("dlcm", metrics=["auc"])
 

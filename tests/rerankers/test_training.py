@@ -46,6 +46,19 @@ def test_the_best_epoch_is_kept(world: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+@pytest.mark.parametrize(("architecture", "side"), [("dlcm", "item_vectors"), ("mir", "user_vectors"), ("prm", "none")])
+def test_knowledge_is_read_in_the_precision_of_the_weights(
+    world: Any, precision: str, architecture: str, side: str
+) -> None:
+    """With both sides' knowledge, and with one side left out."""
+    arguments = world.arguments() | {"max_epochs": 1, "architecture": architecture, "precision": precision}
+    fitted = fit_reranker(**{name: value for name, value in arguments.items() if name != side})
+    assert fitted.module.knowledge.adaptor.shared.weight1.dtype != torch.float32
+    assert 0 < fitted.best_value <= 1
+    assert score_lists(fitted.module, world.lists, torch.arange(9)).isfinite().all()
+
+
 def test_early_stopping(world: Any) -> None:
     fitted = fit_reranker(**world.arguments() | {"max_epochs": 9, "patience": 1, "lr": 0.0, "architecture": "setrank"})
     assert len(fitted.history) == 2
