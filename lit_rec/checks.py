@@ -109,7 +109,7 @@ ABOVE_ZERO = (
 # What of `fit_sasrec` evaluation.sasrec may say; the rest is the run's.
 SASREC = ("max_length", "dim", "blocks", "heads", "dropout", "lr", "negatives", "batch_size", "max_epochs", "patience")
 FIELD = 32  # width of a reranker's embeddings
-POSITIONS = 100  # of PRM, unless reranker.args.max_length says otherwise
+POSITIONS = 100  # that PRM learns, unless reranker.args.max_length says otherwise
 SHARES = ("llm.top_p", "reflection.top_p")  # above 0, at most 1
 NOT_BELOW_ZERO = (
     *("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration"),
@@ -249,9 +249,9 @@ def _check_rlrf(cfg: DictConfig) -> None:
     if cfg.lists.real > cfg.lists.size:
         raise _bad("lists.real", cfg.lists.real, f"at most lists.size = {cfg.lists.size}")
     _check_reranker(cfg)
-    places = cfg.reranker.args.get("max_length", POSITIONS)
-    if cfg.reranker.architecture == "prm" and isinstance(places, int) and cfg.lists.size > places:
-        fix = f"at most {places}, the positions that PRM knows, or more: +reranker.args.max_length={cfg.lists.size}"
+    places, learned = cfg.reranker.args.get("max_length", POSITIONS), cfg.reranker.args.get("positions") == "learned"
+    if cfg.reranker.architecture == "prm" and learned and isinstance(places, int) and cfg.lists.size > places:
+        fix = f"at most {places}, the positions that PRM learns, or more: +reranker.args.max_length={cfg.lists.size}"
         raise _bad("lists.size", cfg.lists.size, fix)
     unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}
     if unknown:

@@ -694,11 +694,13 @@ def test_what_sasrec_may_be_told_is_what_it_takes() -> None:
     assert "max_epochs" in caught.value.fix
 
 
-def test_lists_longer_than_prm_knows_positions() -> None:
+def test_lists_longer_than_prm_learns_positions() -> None:
+    learned = ["reranker=prm", "+reranker.args.positions=learned", "lists.size=120"]
     with pytest.raises(UserError, match=r"lists\.size: 120") as caught:
-        load("quickstart.yaml", "reranker=prm", "lists.size=120")
+        load("quickstart.yaml", *learned)
     assert "+reranker.args.max_length=120" in caught.value.fix
-    assert load("quickstart.yaml", "reranker=prm", "lists.size=120", "+reranker.args.max_length=120").lists.size == 120
+    assert load("quickstart.yaml", *learned, "+reranker.args.max_length=120").lists.size == 120
+    assert load("quickstart.yaml", "reranker=prm", "lists.size=120").lists.size == 120
     assert load("quickstart.yaml", "reranker=dlcm", "lists.size=120").lists.size == 120
 
 

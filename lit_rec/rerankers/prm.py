@@ -3,15 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from lit_rec.errors import UserError
 from lit_rec.rerankers.attention import score_in_context
 from lit_rec.rerankers.features import perceptron
 
 
 def sinusoids(length: int, width: int) -> Tensor:
-    """Return the fixed position encoding of the Transformer paper, [length, width]."""
+    """Return the fixed position encoding of the Transformer paper, [length, width]; row 0 is all zeros, as in KAR."""
     column = torch.arange(width)
     angle = torch.arange(length).unsqueeze(1) / 10000 ** (2 * torch.div(column, 2, rounding_mode="floor") / width)
-    return torch.where(column % 2 == 0, angle.sin(), angle.cos())
+    table = torch.where(column % 2 == 0, angle.sin(), angle.cos())
+    table[:1] = 0  # cosines included
+    return table
 
 
 class PRM(nn.Module):
@@ -22,7 +25,7 @@ class PRM(nn.Module):
         heads: attention heads. KAR has 2, the original 1.
         mlp: hidden widths of the perceptron.
         positions: `fixed` sinusoids (KAR), or `learned` (the original).
-        max_length: most candidates of a list.
+        max_length: most candidates of a list, where positions are learned; fixed ones go on beyond.
         dropout: in the attention and the perceptron; KAR trains with 0.
     """
 
@@ -42,9 +45,8 @@ class PRM(nn.Module):
         if positions not in ("fixed", "learned"):
             raise ValueError(f"positions must be fixed or learned, not {positions!r}")
         table = sinusoids(max_length, width) if positions == "fixed" else 0.02 * torch.randn(max_length, width)
-        # Row 0 of KAR's table is all zeros, cosines included.
-        table[0] = 0 if positions == "fixed" else table[0]
-        self.positions = nn.Parameter(table, requires_grad=positions == "learned")
+        self.learned = positions == "learned"
+        self.positions = nn.Parameter(table, requires_grad=self.learned)
         self.attention = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
         self.mlp = perceptron(2 * width, mlp, dropout)
 
@@ -57,6 +59,22 @@ class PRM(nn.Module):
 
         Returns:
             Logits [B, C]; those of padding mean nothing.
+
+        Raises:
+            UserError: when there are more candidates than positions were learned for.
         """
-        x = x + self.positions[: x.shape[1]]
-        return score_in_context(self.attention, self.mlp, x, mask)
+        return score_in_context(self.attention, self.mlp, x + self._places(x.shape[1]), mask)
+
+    def _places(self, length: int) -> Tensor:
+        """The encoding of so many positions, [length, width]."""
+        known, width = self.positions.shape
+        if torch.compiler.is_exporting() or length <= known:  # a graph's lengths stay open
+            return self.positions[:length]
+        if self.learned:
+            raise UserError(
+                f"a list of {length} candidates is too long for this reranker",
+                where="reranker.args.max_length",
+                why=f"PRM has learned {known} positions",
+                fix=f"give it at most {known} candidates, or train with +reranker.args.max_length={length}",
+            )
+        return sinusoids(length, width).to(self.positions)

@@ -10,6 +10,7 @@ from lit_rec.errors import UserError
 from lit_rec.rerankers.attention import score_in_context, self_attention
 from lit_rec.rerankers.features import ItemFeatures, Knowledge, perceptron
 from lit_rec.rerankers.module import ARCHITECTURES, RerankerModule
+from lit_rec.rerankers.prm import sinusoids
 
 N_ITEMS, USERS = 30, 12
 
@@ -192,6 +193,23 @@ def test_options_of_the_originals() -> None:
     assert learned.ranker.positions.grad is not None
     assert not make("prm").ranker.positions.requires_grad
     assert make("dlcm", loss="attention_rank").train().training_step(batch, 0).isfinite()
+
+
+def test_prm_knows_as_many_fixed_positions_as_a_list_has() -> None:
+    """Beyond the table it has kept they are what a longer table holds."""
+    batch = make_batch(size=150)
+    short, long = make("prm"), make("prm", architecture_args={"max_length": 150})
+    width = short.ranker.positions.shape[1]
+    assert len(short.ranker.positions) == 100
+    short.ranker.positions.data = sinusoids(100, width)  # `make` has drawn others
+    long.load_state_dict(short.state_dict() | {"ranker.positions": sinusoids(150, width)})
+    torch.testing.assert_close(short(batch), long(batch))
+    assert torch.equal(sinusoids(150, 6)[:100], sinusoids(100, 6))
+    assert (sinusoids(3, 6)[0] == 0).all()
+    with pytest.raises(UserError, match="150 candidates is too long") as caught:
+        make("prm", architecture_args={"positions": "learned"})(batch)
+    assert caught.value.where == "reranker.args.max_length"
+    assert "PRM has learned 100 positions" in caught.value.why
 
 
 def test_mistakes_are_explained() -> None:
