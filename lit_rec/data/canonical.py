@@ -21,14 +21,16 @@ class RatingsData:
 
     Attributes:
         name: Of the data set.
-        interactions: user Int32 (0-based row), item Int32 (1-based row), rating Float32, timestamp Int64 in seconds;
-            in the order of the file.
+        interactions: user Int32 (0-based row), item Int32 (1-based row), rating Float32, timestamp in seconds (Int64,
+            or Float64 where the source tells fractions of them); in the order of the file.
         users: user_id and attribute columns of readable text ("" when unknown); row i is user i.
         items: item_id, title and List[String] attribute columns, and year (Int32) where known; row i is item i.
         item_attributes: Which columns of `items` are categorical attributes.
         rating_max: Highest rating.
         positive_above: A rating above this is a positive label.
         item_noun: "movie", "book", ...
+        rated: Whether the source tells ratings; where it does not, every interaction is a positive one and has the
+            same rating, `rating_max`, which is said to nobody.
     """
 
     name: str
@@ -39,6 +41,7 @@ class RatingsData:
     rating_max: float
     positive_above: float
     item_noun: str
+    rated: bool = True
 
     @property
     def n_users(self) -> int:
@@ -61,6 +64,7 @@ def canonical(
     rating_max: float,
     positive_above: float,
     item_noun: str,
+    rated: bool = True,
 ) -> RatingsData:
     """Number users and items and check that the tables belong together.
 
@@ -73,6 +77,7 @@ def canonical(
         rating_max: Highest rating of the scale.
         positive_above: A rating above this is a positive label.
         item_noun: What an item is called.
+        rated: Whether the source tells ratings.
 
     Raises:
         UserError: An id occurs twice, an item is rated and not described, or there is no rating.
@@ -112,7 +117,7 @@ def canonical(
         .select(
             pl.col("user", "item").cast(pl.Int32),
             pl.col("rating").cast(pl.Float32),
-            pl.col("timestamp").cast(pl.Int64),
+            pl.col("timestamp").cast(pl.Int64 if _whole(ratings["timestamp"]) else pl.Float64),
         )
     )
     return RatingsData(
@@ -124,7 +129,13 @@ def canonical(
         rating_max,
         positive_above,
         item_noun,
+        rated,
     )
+
+
+def _whole(times: pl.Series) -> bool:
+    """Whether times are whole seconds: of others the fractions say what came first."""
+    return times.dtype.is_integer() or bool((times == times.floor()).all())
 
 
 def sample_users(data: RatingsData, n: int, seed: int) -> RatingsData:

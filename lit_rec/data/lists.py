@@ -214,7 +214,12 @@ def _ordered(
     time = pl.col("timestamp")
     try:
         if protocol == "kar":
-            time = pl.from_epoch(time).dt.replace_time_zone("UTC").dt.convert_time_zone(time_zone).dt.date()
+            time = (
+                pl.from_epoch(time.floor().cast(pl.Int64))
+                .dt.replace_time_zone("UTC")
+                .dt.convert_time_zone(time_zone)
+                .dt.date()
+            )
         table = table.with_columns(time.alias("time")).sort("user", "time", maintain_order=True)
     except pl.exceptions.ComputeError as error:
         raise UserError(

@@ -1,20 +1,19 @@
 """One's own data: a folder of tables called interactions, items and users."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from lit_rec.data.atomic import AtomicFiles, read_atomic
-from lit_rec.data.canonical import RatingsData, bad_line
-from lit_rec.data.tables import read_csv, read_parquet
+from lit_rec.data.atomic import AtomicFiles
+from lit_rec.data.canonical import RatingsData
+from lit_rec.data.files import place
 from lit_rec.errors import UserError
 
 TABLES = {"inter": "interactions", "item": "items", "user": "users"}
 FORMS = (".csv", ".parquet")
-TIMES = "seconds since 1970, or times like 2024-05-31 18:20:00"
+NEAR = {"item": ("item", "items"), "user": ("user", "users")}  # what somebody may have called a table, case apart
 
 
 class Folder(AtomicFiles):
@@ -45,31 +44,20 @@ class Folder(AtomicFiles):
         if len(found) > 1:
             names = " and ".join(path.name for path in found)
             raise UserError(f"{names} are both the {table}", where=str(self.root), fix="keep one of them")
+        if not found and kind in NEAR and self.root.is_dir():
+            near = [
+                p.name
+                for p in sorted(self.root.iterdir())
+                if p.suffix.lower() in FORMS and p.stem.lower() in NEAR[kind]
+            ]
+            if near:
+                suffix = Path(near[0]).suffix.lower()
+                raise UserError(
+                    f"{near[0]} is not read: the {table} are in {table}{suffix}",
+                    where=str(self.root),
+                    fix=f"call it {table}{suffix}, or take it out of the folder",
+                )
         return found[0] if found else named[0]
-
-    def _read(self, path: Path) -> pl.DataFrame:
-        numbers = [self.rating] if self.rating else []
-        if path.suffix == ".parquet":
-            times = [self.timestamp] if self.timestamp else []
-            return read_parquet(path, ids=(self.user, self.item), numbers=[*numbers, *times])
-        if path.suffix == ".csv":
-            return self._timed(path, read_csv(path, self.separator, numbers=numbers))
-        return read_atomic(path, self.separator)
-
-    def _timed(self, path: Path, table: pl.DataFrame) -> pl.DataFrame:
-        """The table with its times in seconds."""
-        name = self.timestamp
-        if name is None or name not in table.columns or table[name].dtype != pl.String:
-            return table
-        text = table[name].str.strip_chars()
-        seconds = text.replace("", None).cast(pl.Float64, strict=False)
-        dates = text.filter(seconds.is_null()).unique()
-        known = {one: moment(one) for one in dates}
-        seconds = seconds.fill_null(text.replace_strict(known, default=None, return_dtype=pl.Float64))
-        bad = (seconds.is_null() & (text != "")).arg_true()
-        if len(bad):
-            raise bad_line(path, int(bad[0]) + 2, text[int(bad[0])], f"{TIMES} as {name}")
-        return table.with_columns(seconds.alias(name))
 
     def load(self) -> RatingsData:
         """Read the files.
@@ -136,21 +124,3 @@ class Folder(AtomicFiles):
         said = pl.all_horizontal(pl.col(names[key]) == value for key, value in ids.items())
         lines = table.select(said.alias("said"))["said"].arg_true()
         return place(path, int(lines[number])) if len(lines) > number else ""
-
-
-def moment(text: str) -> float | None:
-    """Seconds since 1970 of a date and time as ISO 8601 writes it; None: it is none.
-
-    >>> moment("1970-01-02"), moment("1970-01-01 02:00:30+02:00"), moment("yesterday")
-    (86400.0, 30.0, None)
-    """
-    try:
-        read = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-
-
-def place(path: Path, row: int) -> str:
-    """How a person finds a row of a table, counted from 0: a line of a text file stands below a header."""
-    return f"{path}, row {row + 1}" if path.suffix == ".parquet" else f"{path}:{row + 2}"

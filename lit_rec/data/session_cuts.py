@@ -7,6 +7,7 @@ import polars as pl
 
 from lit_rec.data.candidates import World, fill, order_candidates
 from lit_rec.data.canonical import RatingsData
+from lit_rec.data.columns import EARLIEST, LATEST
 from lit_rec.data.session_sets import (
     Parts,
     SessionData,
@@ -35,7 +36,7 @@ class SessionsOf:
     """Sessions cut out of anybody's interactions.
 
     A session is what one user did on one calendar day, or without a longer pause, in order of time (interactions of
-    the same second keep the order of the file). Of an item that comes twice the first time counts: else the target
+    the same moment keep the order of the file). Of an item that comes twice the first time counts: else the target
     could stand in the history, and would be the only candidate that does. The last item is the target. Its negatives
     are items that are not in the session, also not in the part that `max_history` cuts off.
 
@@ -89,6 +90,13 @@ class SessionsOf:
         self.few_shot, self.validation, self.test, self.split = few_shot, validation, test, split
         self.verb, self.seed = verb, seed
         check_source(reader, "reader")
+        if getattr(reader, "timestamp", "") is None:
+            raise UserError(
+                "sessions cannot be cut out of interactions without times",
+                where="config key data.reader.timestamp",
+                why=f"data.by={by} looks at clocks, and the lines of a file are none",
+                fix="name the column of times; sessions that are cut already are read by data=session_files",
+            )
         check_choices(vars(self), self.CHOICES)
         check_least(vars(self), self.LEAST)
 
@@ -126,7 +134,8 @@ class SessionsOf:
     def _cut(self, data: RatingsData) -> tuple[Sessions, np.ndarray, np.ndarray, dict[str, Any]]:
         """Sessions in order of users and time; user [N] and time of the target [N], seconds; counts."""
         try:
-            day = pl.from_epoch("timestamp").dt.replace_time_zone("UTC").dt.convert_time_zone(self.time_zone).dt.date()
+            second = pl.col("timestamp").floor().cast(pl.Int64)
+            day = pl.from_epoch(second).dt.replace_time_zone("UTC").dt.convert_time_zone(self.time_zone).dt.date()
             table = data.interactions.with_columns(day.alias("day")).sort("user", "timestamp", maintain_order=True)
         except pl.exceptions.ComputeError as error:
             raise UserError(
@@ -141,16 +150,16 @@ class SessionsOf:
         table = table.with_columns(first.cum_sum().alias("session"))
         once = table.unique(["session", "item"], keep="first", maintain_order=True)
         kept = once.filter(pl.len().over("session") >= self.min_length)
+        read = int(table["session"].max())  # type: ignore[arg-type]
         if kept.is_empty():
             longest = once["session"].value_counts()["count"].to_numpy().max()
             raise UserError(
                 f"no session of {self.min_length} items or more",
                 where="config key data.min_length",
-                why=f"{table['session'].n_unique()} sessions, the longest of {longest} items",
+                why=f"{read} sessions, the longest of {longest} items{_clock(table['timestamp'])}",
                 fix="use a smaller min_length, or other ways to cut sessions (data.by, data.gap_minutes)",
             )
         _, start, length = np.unique(kept["session"].to_numpy(), return_index=True, return_counts=True)
-        read = int(table["session"].max())  # type: ignore[arg-type]
         report = {
             "interactions": len(table),
             "sessions_read": read,
@@ -198,3 +207,11 @@ class SessionsOf:
         items[:, 0] = sessions.target[parts.listed]
         fill(items, parts.listed, world, "strict", self.negatives, rng)
         return order_candidates(items, np.zeros(items.shape), parts.listed, world, None, rng)[0]
+
+
+def _clock(times: pl.Series) -> str:
+    """What is wrong with times that may be no seconds; "" where they may."""
+    last = int(times.max())  # type: ignore[arg-type]
+    if last > LATEST:
+        return f"; times up to {last} lie behind the year 5000: are they milliseconds? Divide them by 1000"
+    return f"; all times lie before 1971 (up to {last}): are they seconds?" if last < EARLIEST else ""

@@ -59,6 +59,13 @@ class Prompts:
                 where="config key prompt.template",
                 fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
             )
+        if not self.data.rated and "chosen" not in known[self.template]:
+            raise UserError(
+                f"prompt template {self.template!r} has no words for interactions without ratings",
+                where="config key prompt.template",
+                why="data.rating is null, and nobody is to be told ratings that there are not",
+                fix=f"add chosen_system and chosen to it in {TEMPLATES.name}, or use another one",
+            )
 
     def _messages(self, system: str, user: str, **slots: object) -> Messages:
         common = item_slots(self.data.item_noun, self.data.item_attributes)
@@ -72,8 +79,11 @@ class Prompts:
 
     def user(self, row: int, hint: str | None = None) -> Messages:
         """The chat messages that ask for the preferences of a user; a hint stands behind the question."""
-        stars = f"{self.data.rating_max:g}"
-        asked = self._messages("system", "user", who=self.who(row), history=self.history_text(row), stars=stars)
+        slots = {"who": self.who(row), "history": self.history_text(row)}
+        if self.data.rated:
+            asked = self._messages("system", "user", **slots, stars=f"{self.data.rating_max:g}")
+        else:
+            asked = self._messages("chosen_system", "chosen", **slots)
         if hint is not None:
             asked[-1]["content"] += f" {_file()['templates'][self.template]['hint'].format(hint=hint)}"
         return asked
@@ -95,14 +105,16 @@ class Prompts:
         return f"A user with {', '.join(words)}."
 
     def history_text(self, row: int, limit: int | None = None) -> str:
-        """`"title", k stars; ...` in time order."""
+        """`"title", k stars; ...` in time order; of data without ratings the titles alone."""
         return "; ".join(self.rated(row, limit))
 
     def rated(self, row: int, limit: int | None = None) -> list[str]:
-        """`"title", k stars` of every item of the history that is shown."""
+        """`"title", k stars` of every item of the history that is shown; of data without ratings the title alone."""
         items, ratings = (h[row].tolist() for h in self.histories)
         shown = [(i, r) for i, r in zip(items, ratings, strict=True) if i > 0][-(limit or self.history) :]
         titles = self.data.items["title"]
+        if not self.data.rated:
+            return [f'"{titles[i]}"' for i, _ in shown]
         return [f'"{titles[i]}", {r:g} star{"" if r == 1 else "s"}' for i, r in shown]
 
     def item_text(self, item: int) -> str:

@@ -72,7 +72,7 @@ class UserHints(HintLoop):
     @property
     def about(self) -> tuple[RatingsData, str]:
         """The data set, and what was done with its items."""
-        return self.ground.data, "rated"
+        return self.ground.data, "rated" if self.ground.data.rated else "chose"
 
     @cached_property
     def reward_key(self) -> dict[str, Any]:

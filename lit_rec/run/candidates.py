@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from lit_rec.data.canonical import RatingsData
+from lit_rec.data.columns import texts
+from lit_rec.data.files import csv_frame, csv_line
 from lit_rec.data.lists import ListSet
+from lit_rec.data.tables import parquet_frame
 from lit_rec.errors import UserError
 from lit_rec.recipes.loop import Loop
 
@@ -34,14 +37,28 @@ class Given:
 
     def place(self, number: int) -> str:
         """Where line `number`, from 0, is found."""
-        return f"{self.name}:{number + 2}" if self.lines else f"{self.name}, row {number + 1}"
+        return f"{self.name}:{csv_line(Path(self.name), number)}" if self.lines else f"{self.name}, row {number + 1}"
+
+    def texts(self, column: str) -> pl.Series:
+        """A column as text.
+
+        Raises:
+            UserError: It holds lists or the like.
+        """
+        return texts(self.table[column], f"{self.name}, {self.option}" if self.lines else self.name)
 
     def need(self, columns: Sequence[str], fix: str) -> None:
-        """Refuse a table that lacks a column, or has no line.
+        """Refuse what is no table, lacks a column, or has no line.
 
         Raises:
             UserError: The first one that is missing.
         """
+        if not isinstance(self.table, pl.DataFrame):
+            raise UserError(
+                f"{self.name} is given a {type(self.table).__name__}, which is no table",
+                where=self.option,
+                fix="give a polars.DataFrame: pl.DataFrame(...) makes one, and collect() one of a LazyFrame",
+            )
         for column in columns:
             if column not in self.table.columns:
                 raise UserError(
@@ -65,7 +82,7 @@ class Given:
         Raises:
             UserError: An id is not there: the first one, with its line.
         """
-        asked = self.table.select(pl.col(column).cast(pl.String).alias("id"))
+        asked = pl.DataFrame({"id": self.texts(column)})
         numbers = pl.DataFrame({"id": ids, "row": np.arange(len(ids))})
         found = asked.join(numbers, on="id", how="left", maintain_order="left")["row"]
         missing = found.is_null().arg_true()
@@ -108,15 +125,7 @@ def read_table(path: Path, option: str) -> Given:
     if not path.is_file():
         raise UserError(f"input not found: {path}", where=option, fix="name a parquet or CSV file")
     parquet = path.suffix == ".parquet"
-    try:
-        table = pl.read_parquet(path) if parquet else pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read",
-            where=option,
-            why=str(error).splitlines()[0],
-            fix="write parquet, or CSV with a header",
-        ) from error
+    table = parquet_frame(path) if parquet else csv_frame(path)
     return Given(table, str(path), option, lines=not parquet)
 
 
@@ -142,7 +151,7 @@ def lists_of(given: Given, data: RatingsData, new: pl.Series | None = None) -> C
         people, why = pl.concat([people, new]), f"{why}, nor in the history"
     table = pl.DataFrame(
         {
-            "list_id": given.table["list_id" if "list_id" in given.table.columns else "user_id"].cast(pl.String),
+            "list_id": given.texts("list_id" if "list_id" in given.table.columns else "user_id"),
             "user": given.known(
                 "user_id",
                 people,

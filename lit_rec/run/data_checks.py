@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from lit_rec.data.canonical import RatingsData
+from lit_rec.data.columns import EARLIEST, LATEST
 from lit_rec.data.lists import ListSet
 from lit_rec.data.session_sets import SessionData
 from lit_rec.data.splits import Splits
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 PARTS = ("train", "validation", "test")
-LATEST = 95_617_584_000  # seconds from 1970 to 5000
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,50 @@ def rating_checks(data: RatingsData) -> list[Check]:
             hint="protocol strict keeps the first, protocol kar all of them",
         ),
         rating_check("ratings outside the scale", outside, data, status=FAIL, hint="correct data.rating_max"),
+        *clock_checks(data),
+        alike,
+        labels,
+    ]
+
+
+def clock_checks(data: RatingsData) -> list[Check]:
+    """Whether the times of interactions are those of a clock that counts seconds."""
+    times = data.interactions["timestamp"]
+    before = Check(PASS, "times before 1971", f"not all of {len(times):,} ratings")
+    if (times < EARLIEST).all() and not in_order(times):
+        found = f"all of {len(times):,} ratings: their times may be no seconds, or dates written as numbers"
+        before = Check(WARN, before.what, found)
+    return [
         rating_check(
             "times later than the year 5000",
-            table["timestamp"] > LATEST,
+            times > LATEST,
             data,
             hint="they look like milliseconds: divide them by 1000",
         ),
-        alike,
-        labels,
+        before,
+    ]
+
+
+def in_order(times: pl.Series) -> bool:
+    """Whether times are the numbers of the lines, as where the source tells none."""
+    return bool(times.min() == 0) and bool(times.max() == len(times) - 1)
+
+
+def user_checks(data: RatingsData) -> list[Check]:
+    """Whether what is known of users is known of these."""
+    known = [name for name in data.users.columns if name != "user_id"]
+    if not known:
+        return []
+    nothing = data.users.select(pl.all_horizontal(pl.col(known).cast(pl.String).fill_null("") == "").alias("n"))["n"]
+    return [
+        count_check(
+            "users without a description",
+            int(nothing.sum()),
+            len(nothing),
+            "users",
+            status=FAIL if nothing.all() else WARN,
+            hint="the table of users has other ids" if nothing.all() else "to a prompt each is a user",
+        )
     ]
 
 
@@ -197,7 +233,12 @@ def _time_checks(data: RatingsData, lists: ListSet, fault: str, calendar: str | 
     """Whether a history holds what came after the first item it is to predict; by days of a time zone, or seconds."""
     clock = pl.col("timestamp")
     if calendar is not None:
-        clock = pl.from_epoch(clock).dt.replace_time_zone("UTC").dt.convert_time_zone(calendar).dt.date()
+        clock = (
+            pl.from_epoch(clock.floor().cast(pl.Int64))
+            .dt.replace_time_zone("UTC")
+            .dt.convert_time_zone(calendar)
+            .dt.date()
+        )
     first = data.interactions.group_by("user", "item").agg(clock.min().alias("first"), clock.max().alias("last"))
     users, places = (lists.history_items > 0).nonzero(as_tuple=True)
     past = pl.DataFrame({"user": users.numpy(), "item": lists.history_items[users, places].numpy()})

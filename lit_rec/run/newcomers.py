@@ -13,6 +13,7 @@ from torch import Tensor
 from lit_rec.agent.hints import HintBase
 from lit_rec.config import plain
 from lit_rec.data.canonical import RatingsData
+from lit_rec.data.columns import TIMES, seconds
 from lit_rec.errors import UserError
 from lit_rec.llm.prompts import Hints, Prompts
 from lit_rec.recipes.ground import encode_knowledge
@@ -50,8 +51,9 @@ def newcomers_of(given: Given, data: RatingsData, *, length: int, once: bool) ->
     """Histories of a table: one line per rating.
 
     Args:
-        given: user_id, item_id, rating, and optionally timestamp (seconds; without it the order of the lines is that of
-            time) and the columns that the data set has of its users, of which the first value counts.
+        given: user_id, item_id, rating (but of data without ratings), and optionally timestamp (as the data may have
+            it; without it the order of the lines is that of time) and the columns that the data set has of its users,
+            of which the first value counts.
         data: Names the items.
         length: Of longer histories the last ratings stay.
         once: Of repeated ratings of an item the first counts.
@@ -59,9 +61,9 @@ def newcomers_of(given: Given, data: RatingsData, *, length: int, once: bool) ->
     Raises:
         UserError: A column is missing, an item is unknown, a user is in the data set, or a value is no number.
     """
-    fix = "name the columns user_id, item_id, rating and, where it is known, timestamp"
-    given.need(("user_id", "item_id", "rating"), fix)
-    user = given.table["user_id"].cast(pl.String)
+    wanted = ("user_id", "item_id", *(("rating",) if data.rated else ()))
+    given.need(wanted, f"name the columns {', '.join(wanted)} and, where it is known, timestamp")
+    user = given.texts("user_id")
     _refuse(given, user.is_null() | (user == ""), "user_id", "there is no user_id", "name whose rating it is")
     known = user.is_in(data.users["user_id"].implode())
     _refuse(
@@ -74,9 +76,7 @@ def newcomers_of(given: Given, data: RatingsData, *, length: int, once: bool) ->
     items = given.known(
         "item_id", data.items["item_id"][1:], f"do not occur in {data.name}", "leave such items out of the history"
     )
-    rating = given.table["rating"].cast(pl.Float64, strict=False)
-    scale = f"is no rating from 0 to {data.rating_max:g}"
-    _refuse(given, ~rating.is_between(0, data.rating_max).fill_null(False), "rating", scale, "give ratings as the data")
+    rating = _ratings(given, data)
     table = pl.DataFrame({"user_id": user, "item": items + 1, "rating": rating, "time": _times(given)})
     people = table.select("user_id").unique(maintain_order=True)
     table = table.sort("time", maintain_order=True)
@@ -87,7 +87,7 @@ def newcomers_of(given: Given, data: RatingsData, *, length: int, once: bool) ->
     matrix = padded(histories["item"].to_list(), length)
     ratings = torch.zeros(matrix.shape)
     ratings[matrix > 0] = torch.tensor(histories["rating"].explode().to_list(), dtype=torch.float32)
-    return Newcomers(_described(given.table, people, data.users), matrix, ratings)
+    return Newcomers(_described(given, people, data.users), matrix, ratings)
 
 
 def _refuse(given: Given, bad: pl.Series, column: str, what: str, fix: str) -> None:
@@ -99,22 +99,30 @@ def _refuse(given: Given, bad: pl.Series, column: str, what: str, fix: str) -> N
         raise UserError(told, where=given.place(first), why=f"so in {len(lines)} lines", fix=fix)
 
 
+def _ratings(given: Given, data: RatingsData) -> pl.Series:
+    """The rating of every line; where the data have none, what stands for it there."""
+    if not data.rated:
+        return pl.Series([data.rating_max] * len(given.table), dtype=pl.Float64)
+    rating = given.texts("rating").cast(pl.Float64, strict=False)
+    scale = f"is no rating from 0 to {data.rating_max:g}"
+    _refuse(given, ~rating.is_between(0, data.rating_max).fill_null(False), "rating", scale, "give ratings as the data")
+    return rating
+
+
 def _times(given: Given) -> pl.Series:
     """Seconds of every line; its number where no time is told."""
     if "timestamp" not in given.table.columns:
         return pl.Series(range(len(given.table)), dtype=pl.Float64)
-    time = given.table["timestamp"]
-    if time.dtype.is_temporal():
-        time = time.cast(pl.Datetime("us")).dt.epoch("us") / 1e6
-    time = time.cast(pl.Float64, strict=False)
-    _refuse(given, time.is_null() | time.is_nan(), "timestamp", "is no time in seconds", "give seconds in all lines")
+    time = seconds(given.table["timestamp"], given.name)
+    _refuse(given, time.is_null() | time.is_nan(), "timestamp", "is no time", f"give {TIMES} in all lines")
     return time
 
 
-def _described(table: pl.DataFrame, people: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
+def _described(given: Given, people: pl.DataFrame, like: pl.DataFrame) -> pl.DataFrame:
     """The people with the columns of the data set's users."""
-    told = [column for column in like.columns if column != "user_id" and column in table.columns]
-    first = table.select("user_id", *told).cast(pl.String).group_by("user_id").agg(pl.col(told).drop_nulls().first())
+    told = [column for column in like.columns if column != "user_id" and column in given.table.columns]
+    table = pl.DataFrame([given.texts(column) for column in ("user_id", *told)])
+    first = table.group_by("user_id").agg(pl.col(told).drop_nulls().first())
     found = people.join(first, on="user_id", how="left", maintain_order="left")
     missing = [pl.lit("").alias(column) for column in like.columns if column not in found.columns]
     return found.with_columns(missing).select(like.columns).with_columns(pl.col(pl.String).fill_null(""))

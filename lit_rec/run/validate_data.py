@@ -17,13 +17,14 @@ from rich.text import Text
 from lit_rec.config import instantiate
 from lit_rec.data.assets import cache_dir
 from lit_rec.data.canonical import RatingsData
+from lit_rec.data.columns import LATEST
 from lit_rec.errors import UserError
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.ranking import RankingPrompts
 from lit_rec.recipes.ground import Ground
 from lit_rec.recipes.session_ground import SessionGround
 from lit_rec.run import data_checks
-from lit_rec.run.data_checks import FAIL, LATEST, PARTS, PASS, WARN, Check, histogram
+from lit_rec.run.data_checks import FAIL, PARTS, PASS, WARN, Check, histogram
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import console
 from lit_rec.texts import printable
@@ -90,9 +91,11 @@ def _ratings(cfg: DictConfig, run: RunFolder) -> list[Check]:
     ground = Ground(cfg, run)
     data = ground.data
     console.print(_facts(f"Data: {data.name}", _rating_facts(data)))
-    console.print(_bars("Ratings", histogram(data.interactions["rating"].to_numpy())))
+    if data.rated:
+        console.print(_bars("Ratings", histogram(data.interactions["rating"].to_numpy())))
     console.print(_attributes(data.items, data.item_attributes))
     checks = data_checks.item_checks(data.items, data.item_attributes) + data_checks.rating_checks(data)
+    checks += data_checks.user_checks(data)
     if any(check.status == FAIL for check in checks):
         return checks  # no list could be built of them, or none worth looking at
     lists = ground.lists
@@ -133,6 +136,9 @@ def _sessions(cfg: DictConfig, run: RunFolder) -> list[Check]:
     console.print(_facts("Parts", [*sizes, ("sequences to learn from", f"{len(data.sequences):,}")]))
     checks = data_checks.item_checks(data.items, data.item_attributes)
     checks += data_checks.session_checks(data, split=cfg.data.get("split"))
+    reader = getattr(instantiate(cfg.data, "data"), "reader", None)
+    if reader is not None:
+        checks += data_checks.clock_checks(reader.load())
     r = cfg.ranking
     prompts = RankingPrompts(data.items, data.item_noun, data.verb, r.templates[0], history=r.history, top=r.top)
     number = int(data.splits.train[0])
@@ -144,6 +150,9 @@ def _sessions(cfg: DictConfig, run: RunFolder) -> list[Check]:
 
 def _rating_facts(data: RatingsData) -> list[tuple[str, str]]:
     table = data.interactions
+    scale = f"highest {data.rating_max:g}; above {data.positive_above:g} is a positive"
+    if not data.rated:
+        scale = "none: every interaction is a positive"
     facts = [
         ("users", f"{data.n_users:,}"),
         ("items", f"{data.n_items:,} {data.item_noun}s"),
@@ -151,7 +160,7 @@ def _rating_facts(data: RatingsData) -> list[tuple[str, str]]:
         ("ratings per user", _spread(table.group_by("user").len()["len"])),
         ("ratings per item", _spread(table.group_by("item").len()["len"])),
         ("time", _span(table["timestamp"])),
-        ("scale", f"highest {data.rating_max:g}; above {data.positive_above:g} is a positive"),
+        ("scale", scale),
     ]
     known = [name for name in data.users.columns if name != "user_id"]
     return [*facts, ("known of users", ", ".join(known) or "nothing")]
@@ -165,7 +174,7 @@ def _spread(counts: pl.Series) -> str:
 def _span(times: pl.Series) -> str:
     """First and last moment; small numbers are no dates."""
     first, last = int(times.min()), int(times.max())  # type: ignore[arg-type]
-    if last - first == len(times) - 1 and first == 0:
+    if data_checks.in_order(times):
         return "none: the order of the file"
     if last > LATEST:
         return f"{first} to {last}, which are no seconds"

@@ -1,5 +1,7 @@
 """The words of the prompts."""
 
+from dataclasses import replace
+
 import polars as pl
 import pytest
 import torch
@@ -76,6 +78,17 @@ def test_rated_items_one_by_one() -> None:
     prompts = make_prompts()
     assert prompts.rated(0, 3) == ['"Alien", 5 stars', '"Brazil {1985}", 1 star', '"Clue", 3.5 stars']
     assert "; ".join(prompts.rated(0)) == prompts.history_text(0)
+
+
+def test_data_without_ratings_tell_the_titles_alone() -> None:
+    for template in _file()["templates"]:
+        told = make_prompts(template=template)
+        prompts = replace(told, data=replace(told.data, rated=False))
+        assert prompts.history_text(0) == "; ".join(prompts.rated(0))
+        assert prompts.rated(0, 2) == ['"Brazil {1985}"', '"Clue"']
+        words = " ".join(message["content"] for message in prompts.user(0))
+        assert 'hose, in order: "' in words
+        assert not any(word in words.casefold() for word in ("star", "rat", "dislikes"))
 
 
 def test_every_template_fills_every_slot() -> None:
