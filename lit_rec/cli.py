@@ -19,7 +19,7 @@ from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
 from lit_rec.run.claim import check_run_dir
-from lit_rec.run.differing import check_same
+from lit_rec.run.differing import check_overrides, check_same
 from lit_rec.run.folder import FULL
 from lit_rec.secrets import hide
 from lit_rec.stopping import stoppable
@@ -261,6 +261,8 @@ def _configuration(args: argparse.Namespace, overrides: list[str]) -> tuple[Dict
         made = load_run(run, given)
         if args.config is not None:
             check_same(plain(made), plain(load_config(args.config, given)), run, args.config)
+        if given and args.command in OF_FINISHED:
+            check_overrides(plain(load_run(run)), plain(made), run)
         return made
 
     cfg = load(overrides)
@@ -301,7 +303,7 @@ def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
 
 def _check_page(page: Path) -> None:
     """Refuse to write the report of several runs over something else."""
-    if page.suffix not in (".html", ".htm"):
+    if page.suffix not in (".html", ".htm") and not page.is_dir():
         raise UserError(f"{page} is no page", where="--output", fix=f"name it {page.stem or 'runs_report'}.html")
     if page.name == "report.html" and (page.parent / "results.json").is_file():
         fix = f"name another file, such as {page.with_name('runs_report.html')}"
@@ -335,13 +337,22 @@ def _disk_trouble(error: Exception) -> bool:
 
 def _disk(error: Exception) -> UserError:
     number = getattr(error, "errno", None) or errno.ENOSPC
+    place = getattr(error, "filename", None)
+    if number in (errno.EACCES, errno.EPERM) and isinstance(place, str) and not _readable(place):
+        why, fix = "it may not be read", "get the permission to read it, or name another place"
+        return UserError(os.strerror(number), where=place, why=why, fix=fix)
     cure = "free some space, or move" if number in FULL else "choose a folder you may write to for"
     return UserError(
         os.strerror(number),
-        where=str(getattr(error, "filename", None) or "the run folder or the cache"),
+        where=str(place or "the run folder or the cache"),
         why="a file could not be written; nothing half-written is kept",
         fix=f"{cure} run.dir, run.answers or run.cache; the same command resumes",
     )
+
+
+def _readable(place: str) -> bool:
+    """Whether this user may look at what is there, or into the folder where something would be."""
+    return os.access(place, os.R_OK) if os.path.exists(place) else os.access(os.path.dirname(place) or ".", os.X_OK)
 
 
 def prepare(threads: int | None) -> None:

@@ -85,8 +85,8 @@ def _parts(node: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Yield ("part.of.", node) of every part that has a schema."""
     if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)):
         yield prefix, node
-        for key in node:
-            yield from _parts(node[key], f"{prefix}{key!s}.")
+        for key in map(str, node):
+            yield from _parts(node[key], f"{prefix}{key}.")
 
 
 def missing_values(node: Any, prefix: str = "") -> Iterator[str]:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -203,6 +204,41 @@ class TestRun:
         )
         assert "run.dir" not in told
         assert "seed" not in told  # an override changes both
+
+    @pytest.mark.parametrize("override", ["+reranker=prm", "reranker.architecture=prm", "policy.beta=0.4"])
+    def test_an_override_that_would_make_another_run_is_refused(
+        self, override: str, run: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        line = ["--run", str(run), override, "--output", f"{tmp_path}/ranked.parquet"]
+        assert_told(capsys, main(["predict", *line]), "holds a run with another configuration", "where: overrides")
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            ("row.json", None),
+            ("row.json", b"{"),
+            ("row.json", b'{"row": "x"}'),
+            ("reranker.json", b"{}"),
+            ("reranker.json", b"\xff"),
+            ("reranker.safetensors", b"cut"),
+            ("knowledge.safetensors", b"cut"),
+        ],
+    )
+    def test_a_damaged_reranker_is_told(
+        self, file: str, content: bytes | None, run: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        copied = Path(shutil.copytree(run, tmp_path / "copied"))
+        (copied / "reranker" / file).unlink() if content is None else (copied / "reranker" / file).write_bytes(content)
+        output = ["--output", f"{tmp_path}/ranked.parquet"]
+        told = assert_told(capsys, main(["predict", "--run", str(copied), *output]), f"{copied}/reranker", "fit")
+        assert "cannot be read" in told
+
+    def test_a_configuration_that_is_no_text_is_told(self, run: Path, tmp_path: Path, capsys: Any) -> None:
+        copied = Path(shutil.copytree(run, tmp_path / "copied"))
+        with (copied / "config.yaml").open("ab") as file:
+            file.write(b"\xff")
+        assert_told(capsys, main(["test", "--run", str(copied)]), f"{copied}/config.yaml")
+        assert_told(capsys, main(["report", str(copied), "--output", f"{tmp_path}/all.html"]), "cannot be read")
 
     def test_in_quiet(self, run: Path, capsys: Any) -> None:
         assert main(["fit", "--run", str(run), "--quiet"]) == 0
@@ -429,6 +465,31 @@ class TestFit:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(os, "fsync", full)
             assert_told(capsys, main([*line, f"run.answers={tmp_path}/answers"]), "No space left", "same command")
+
+    def test_what_may_not_be_read_is_not_said_to_be_written(
+        self, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        secret = tmp_path / "secret"
+        secret.write_text("")
+
+        def denied(*_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(secret))
+
+        monkeypatch.setattr("lit_rec.run.commands.fit_rlrf", denied)
+        monkeypatch.setattr("os.access", lambda *_: False)
+        told = assert_told(capsys, main(line), "may not be read", str(secret))
+        assert "run.dir" not in told
+
+    def test_arguments_of_the_reranker_are_tried_before_the_llm(self, line: list[str], capsys: Any) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("lit_rec.run.commands.fit_rlrf", None)
+            assert_told(capsys, main([*line, "+reranker.args.foo=1"]), "reranker.args", "foo")
+
+    def test_more_folds_than_users(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "evaluation.folds=100"]), "config key evaluation.folds", "too few")
+
+    def test_targets_of_the_adapter_that_are_not_there(self, line: list[str], capsys: Any) -> None:
+        assert_told(capsys, main([*line, "policy.lora.targets=nope"]), "policy.lora.targets", "all-linear")
 
     def test_disk_full_in_the_words_of_polars(self, line: list[str], capsys: Any) -> None:
         def full(*_: object, **__: object) -> None:

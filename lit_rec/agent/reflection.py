@@ -71,14 +71,8 @@ class Reflector:
         settings: SamplingSettings,
         attributes: Sequence[str] = (),
     ) -> None:
-        known = _templates()
-        if template not in known:
-            raise UserError(
-                f"there is no reflection template {template!r}",
-                where="config key reflection.template",
-                fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
-            )
-        self.llm, self.words, self.settings, self.hints = llm, known[template], settings, hints
+        words = need_template(template)
+        self.llm, self.words, self.settings, self.hints = llm, words, settings, hints
         self.common: dict[str, object] = {**item_slots(noun, attributes), "verb": verb, "hints": hints}
         self.example = self.words.get("example", "").format(**self.common)
         self.common["example"] = self.example
@@ -128,6 +122,22 @@ class Reflector:
 @functools.cache
 def _templates() -> dict[str, dict[str, str]]:
     return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["reflection"]
+
+
+def need_template(name: str) -> dict[str, str]:
+    """The words of a reflection template.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    known = _templates()
+    if name not in known:
+        raise UserError(
+            f"there is no reflection template {name!r}",
+            where="config key reflection.template",
+            fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
+        )
+    return known[name]
 
 
 def read_hints(answer: str, limit: int) -> list[str]:

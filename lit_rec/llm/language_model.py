@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_rec import distributed
+from lit_rec.errors import UserError
 from lit_rec.llm.loading import dtype_name, fingerprint, load_llm, local_source
 from lit_rec.llm.memory import Halving
 from lit_rec.llm.prompts import Messages
@@ -90,7 +91,15 @@ class LanguageModel:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations between the two libraries, nothing a user could mend
             torch.manual_seed(self.seed)
-            model = get_peft_model(base, config)
+            try:
+                model = get_peft_model(base, config)
+            except ValueError as error:
+                raise UserError(
+                    f"the adapter cannot be put on {self.source}",
+                    where="config key policy.lora.targets",
+                    why=" ".join(str(error).split())[:300],
+                    fix="use all-linear, or names of its layers with commas: 'q_proj,v_proj'",
+                ) from error
         if self.sharded:
             shard_frozen(model, self.device)
         elif self.cfg.quantization is None:

@@ -16,6 +16,7 @@ from lit_rec.config import instantiate, plain
 from lit_rec.data.canonical import RatingsData, attribute_table, sample_users
 from lit_rec.data.lists import ListSet, build_lists
 from lit_rec.data.splits import Splits, split_users
+from lit_rec.errors import UserError
 from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
@@ -101,6 +102,13 @@ class Ground(Models):
     def splits(self, fold: int) -> Splits:
         """Training, validation and test users of a fold."""
         e = self.cfg.evaluation
+        if e.folds > self.data.n_users:
+            raise UserError(
+                f"{self.data.n_users} users are too few for {e.folds} folds",
+                where="config key evaluation.folds",
+                why="every fold has test users of its own",
+                fix="use fewer folds, or more users",
+            )
         return split_users(
             self.data.n_users,
             protocol=self.cfg.lists.protocol,

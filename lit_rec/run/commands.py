@@ -24,6 +24,7 @@ from lit_rec.run.outcome import commit, describe_environment, finished_run, repl
 from lit_rec.run.plan import PlannedRun
 from lit_rec.run.predict import final_reranker, predict
 from lit_rec.run.progress import console, tell_results
+from lit_rec.run.rehearsal import rehearse
 from lit_rec.run.results import render_table, result_rows, write_results
 from lit_rec.run.rlrf_report import hint_story, report, round_summaries, round_table, run_cost
 from lit_rec.run.stories import RERANKING
@@ -161,11 +162,23 @@ def sessions(cfg: DictConfig) -> bool:
     return bool(cfg.recipe == "re2llm")
 
 
+def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
+    """Run the recipe."""
+    rehearse(cfg)
+    (session_commands.fit if sessions(cfg) else fit_rlrf)(cfg, args)
+
+
+def check_data(cfg: DictConfig, _: argparse.Namespace) -> None:
+    """Tell what there is to tell before a run."""
+    validate_data(cfg)
+    rehearse(cfg)
+
+
 COMMANDS: dict[str, Callable[[DictConfig, argparse.Namespace], None]] = {
-    "fit": lambda cfg, args: (session_commands.fit if sessions(cfg) else fit_rlrf)(cfg, args),
+    "fit": fit,
     "validate": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "validation"),
     "test": lambda cfg, args: (session_commands.show if sessions(cfg) else show)(cfg, "test"),
     "predict": lambda cfg, args: predict(cfg, args.input, Path(args.output), getattr(args, "history", None)),
     "export": export,
-    "validate-data": lambda cfg, _: validate_data(cfg),
+    "validate-data": check_data,
 }

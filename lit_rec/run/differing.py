@@ -8,6 +8,8 @@ from typing import Any
 from lit_rec.run.folder import differences, other_configuration
 
 PLACES = ("name", "run", "logging", "trainer.threads")  # how a run is called, where it lies, how fast, who is told
+# What may be another when a finished run is used: the machine, and what is compared where it is read.
+USED = (*PLACES, "trainer", "data", "llm", "encoder", "callbacks")
 FREE = (*PLACES, "seed", "evaluation.only_folds")  # keys in which runs of one setting may differ
 NAMES = (".name", ".architecture")  # keys that name a choice which brings other values with it
 ABSENT = "not set"
@@ -32,6 +34,23 @@ def check_same(made: dict[str, Any], given: dict[str, Any], run: str, file: str)
     if found:
         fix = "leave --config out: --run alone knows how the run was made; or give the overrides it was made with"
         raise other_configuration(Path(run), f"--config {file}", found, fix)
+
+
+def check_overrides(made: dict[str, Any], given: dict[str, Any], run: str) -> None:
+    """Refuse overrides that would make another run of a finished one, which is used as it was made.
+
+    Args:
+        made: The configuration that the run was made with.
+        given: The same with the overrides.
+        run: The run folder.
+
+    Raises:
+        UserError: They differ in more than places and the machine; the keys are named.
+    """
+    found = [line for line in differences(made, given) if not free(line.split(":")[0], USED)]
+    if found:
+        fix = "leave the override out: a run is used as it was made; to have it otherwise, fit another run.dir"
+        raise other_configuration(Path(run), "overrides", found, fix)
 
 
 def free(key: str, names: Sequence[str]) -> bool:

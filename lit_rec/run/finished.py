@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -90,8 +91,12 @@ def run_folders(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         named = [path]
         if (path / SWEEP).is_file() and not (path / "results.json").is_file():
-            runs = _json(path / SWEEP, "a sweep")["runs"]
-            named = [path / name for name in runs if (path / name / "results.json").is_file()]
+            note = _json(path / SWEEP, "a sweep")
+            runs = note.get("runs") if isinstance(note, dict) else None
+            if not isinstance(runs, list):
+                why, fix = "it holds no list of runs", "start the same sweep command again, or name its runs"
+                raise UserError("a sweep cannot be read", where=str(path / SWEEP), why=why, fix=fix)
+            named = [path / str(name) for name in runs if (path / str(name) / "results.json").is_file()]
             if not named:
                 raise UserError(
                     f"no run of the sweep in {path} is finished",
@@ -127,7 +132,7 @@ def read_run(path: str | Path) -> FinishedRun:
         population, ground, users = _identity(path, config, _sessions(results))
         cost = _cost(path, _sessions(results))
         rewards = _rewards(path, config, _sessions(results))
-    except (OSError, KeyError, pl.exceptions.PolarsError) as error:
+    except (OSError, KeyError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise UserError(
             f"the metrics of single users are not in {path}",
             where=f"{path / 'stages'}",
@@ -169,8 +174,9 @@ def _json(path: Path, what: str) -> Any:
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError("a configuration cannot be read", where=str(path), why=" ".join(str(error).split())) from error
+    except (yaml.YAMLError, ValueError, OSError) as error:  # the second: it is no text
+        why, fix = " ".join(str(error).split()), "restore it from a copy, or run `fit` again"
+        raise UserError("a configuration cannot be read", where=str(path), why=why, fix=fix) from error
     return config if isinstance(config, dict) else {}
 
 

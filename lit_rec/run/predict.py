@@ -1,12 +1,14 @@
 """`lit_rec predict`: what a finished run is for."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import torch
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -124,16 +126,36 @@ def write_table(table: pl.DataFrame, target: Path) -> None:
 
 
 def final_reranker(cfg: DictConfig, run: RunFolder) -> tuple[Loop, str, RerankerModule]:
-    """The kept reranker with its knowledge, its split and its row."""
+    """The kept reranker with its knowledge, its split and its row.
+
+    Raises:
+        UserError: A file of it is missing or damaged.
+    """
+    folder = run.path / "reranker"
     ground = Ground(cfg, run)
-    about = json.loads((run.path / "reranker" / "row.json").read_text())
-    loop = Loop(ground, ground.keep_split(about["fold"]), about["fold"])
-    file = run.path / "reranker" / "knowledge.safetensors"
-    knowledge = load_file(file) if file.is_file() else {}
-    fitted = load_reranker(
-        run.path / "reranker", user_vectors=knowledge.get("user"), item_vectors=knowledge.get("item")
-    )
-    return loop, about["row"], fitted.module
+    with _whole(folder):
+        about = json.loads((folder / "row.json").read_bytes())
+        row, fold = str(about["row"]), int(about["fold"])
+        file = folder / "knowledge.safetensors"
+        knowledge = load_file(file) if file.is_file() else {}
+        module = load_reranker(folder, user_vectors=knowledge.get("user"), item_vectors=knowledge.get("item")).module
+    return Loop(ground, ground.keep_split(fold), fold), row, module
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+    """Say of what cannot be read here that the folder is damaged, and how it comes back."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise  # the disk's trouble, and not the folder's
+        raise UserError(
+            f"the final reranker in {folder} cannot be read",
+            where=str(folder),
+            why=" ".join(f"{type(error).__name__}: {error}".split())[:300],
+            fix="copy the folder whole, or start `fit` with the same configuration again: it puts the folder back",
+        ) from error
 
 
 class UserPredictor:

@@ -137,6 +137,7 @@ def make_plan(config: str, overrides: Sequence[str], *, jobs: int = 1, fresh: bo
             why=f"it is {folders[0]} and {folders[1]}",
             fix="name the sweep's folder: run.dir=runs/my_sweep",
         )
+    _check_ks(combinations, plain)
     folder = Path(folders[0])
     share = max(1, cores.usable() // jobs)
     children = []
@@ -156,6 +157,20 @@ def make_plan(config: str, overrides: Sequence[str], *, jobs: int = 1, fresh: bo
     return Plan(folder, children)
 
 
+def _check_ks(combinations: Sequence[Combination], configs: Sequence[dict[str, Any]]) -> None:
+    """Refuse runs whose tables have no metric in common, which the report of the sweep could not put side by side."""
+    cuts = [{*cfg["evaluation"]["ks"]} for cfg in configs]
+    if not set.intersection(*cuts):
+        first = cuts[0]
+        other = next((n for n, cut in enumerate(cuts) if not cut & first), len(cuts) - 1)
+        raise UserError(
+            "the runs of this sweep would have no metric in common",
+            where="config key evaluation.ks",
+            why=f"{sorted(first)} with {combinations[0].name}, {sorted(cuts[other])} with {combinations[other].name}",
+            fix="give all of them one cut-off in common",
+        )
+
+
 def load(config: str, overrides: Sequence[str], name: str) -> dict[str, Any]:
     """One combination's configuration as plain values."""
     try:
@@ -171,7 +186,7 @@ def is_finished(folder: Path, cfg: dict[str, Any]) -> bool:
         return False
     try:
         kept = yaml.safe_load((folder / "config.yaml").read_text())
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the second: it is no text
         return False
     return isinstance(kept, dict) and _what(kept) == _what(cfg)
 

@@ -533,6 +533,12 @@ class TestMistakes:
             assert_told(capsys, main(["report", str(run), "--output", str(run / name)]), "--output", name)
         assert (run / "results.json").read_bytes() == kept
 
+    @pytest.mark.parametrize("content", ["{}", "[1]", '{"runs": 5}'])
+    def test_a_sweep_without_its_runs_is_told(self, content: str, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "sweep.json").write_text(content)
+        line = ["report", str(tmp_path), "--output", str(tmp_path / "all.html")]
+        assert_told(capsys, main(line), "a sweep cannot be read", "sweep.json")
+
     def test_a_sweep_stands_for_its_finished_runs(self, tmp_path: Path, capsys: Any) -> None:
         (tmp_path / "sweep.json").write_text(json.dumps({"runs": ["a", "b"]}))
         self.tell(capsys, tmp_path, tmp_path, words=("no run of the sweep",))

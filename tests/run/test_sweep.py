@@ -120,6 +120,10 @@ class TestPlan:
         assert_told(capsys, main([*command, "seed=1"]), "nothing to sweep")
         assert not config.run.exists()
 
+    def test_runs_without_a_common_metric_are_refused_before_anything_starts(self, config: World, capsys: Any) -> None:
+        line = ["sweep", "--config", config.config, "evaluation.ks=[1],[2,5]"]
+        assert_told(capsys, main(line), "no metric in common", "config key evaluation.ks", "[2, 5]")
+
     @pytest.mark.parametrize("jobs", ["0", "-1", "x"])
     def test_jobs(self, config: World, jobs: str, capsys: Any) -> None:
         with pytest.raises(SystemExit) as stop:
