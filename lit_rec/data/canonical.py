@@ -14,6 +14,8 @@ from torch import Tensor
 
 from lit_rec.errors import UserError
 
+NUMBERED = ("user_id", "item_id")
+
 
 @dataclass(frozen=True)
 class RatingsData:
@@ -70,7 +72,7 @@ def canonical(
 
     Args:
         name: Of the data set.
-        ratings: user_id, item_id (String), rating, timestamp; file order.
+        ratings: user_id, item_id (String, or whole numbers, which are faster), rating, timestamp; file order.
         users: user_id and attributes; users without a rating are left out, missing ones get empty attributes.
         items: item_id, title and attributes; items without a rating are left out.
         item_attributes: Attribute columns of `items`.
@@ -93,7 +95,8 @@ def canonical(
                 why=f"{len(twice)} ids occur more than once",
                 fix="keep one line per id",
             )
-    unknown = ratings.join(items, on="item_id", how="anti")["item_id"].unique(maintain_order=True)
+    named = {key: ratings.select(pl.col(key).unique(maintain_order=True).cast(pl.String)) for key in NUMBERED}
+    unknown = named["item_id"].join(items, on="item_id", how="anti", maintain_order="left")["item_id"]
     if len(unknown):
         raise UserError(
             f"{name}: {len(unknown)} rated items are not described, among them {', '.join(unknown[:3])}",
@@ -101,24 +104,19 @@ def canonical(
             fix="add them to the item file, or remove their ratings",
         )
     # In the order of the files that describe them: `kar` splits users by id, and ids are in file order there.
-    kept_users = users.join(ratings.select("user_id").unique(), on="user_id", how="semi", maintain_order="left")
-    undescribed = ratings.join(users, on="user_id", how="anti").select("user_id").unique(maintain_order=True)
+    kept_users = users.join(named["user_id"], on="user_id", how="semi", maintain_order="left")
+    undescribed = named["user_id"].join(users, on="user_id", how="anti", maintain_order="left")
     kept_users = pl.concat([kept_users, undescribed], how="diagonal").with_columns(pl.col(pl.String).fill_null(""))
-    kept_items = items.join(ratings.select("item_id").unique(), on="item_id", how="semi", maintain_order="left")
+    kept_items = items.join(named["item_id"], on="item_id", how="semi", maintain_order="left")
     padding = pl.DataFrame({"item_id": [""], "title": [""]})
     kept_items = pl.concat([padding, kept_items], how="diagonal").with_columns(
         pl.col("title").fill_null(""), *(pl.col(a).fill_null([]) for a in item_attributes)
     )
-    interactions = (
-        ratings.with_row_index("line")
-        .join(kept_users.select("user_id").with_row_index("user"), on="user_id")
-        .join(kept_items.select("item_id").with_row_index("item"), on="item_id")
-        .sort("line")
-        .select(
-            pl.col("user", "item").cast(pl.Int32),
-            pl.col("rating").cast(pl.Float32),
-            pl.col("timestamp").cast(pl.Int64 if _whole(ratings["timestamp"]) else pl.Float64),
-        )
+    interactions = ratings.select(
+        _numbered(ratings["user_id"], kept_users["user_id"]).alias("user"),
+        _numbered(ratings["item_id"], kept_items["item_id"]).alias("item"),
+        pl.col("rating").cast(pl.Float32),
+        pl.col("timestamp").cast(pl.Int64 if _whole(ratings["timestamp"]) else pl.Float64),
     )
     return RatingsData(
         name,
@@ -136,6 +134,18 @@ def canonical(
 def _whole(times: pl.Series) -> bool:
     """Whether times are whole seconds: of others the fractions say what came first."""
     return times.dtype.is_integer() or bool((times == times.floor()).all())
+
+
+def _numbered(ids: pl.Series, known: pl.Series) -> pl.Series:
+    """Rows [n] Int32 of ids [n] in `known`; only as many ids become text as are different."""
+    different = ids.unique(maintain_order=True)  # the faster way, too
+    rows = different.cast(pl.String).replace_strict(known, range(len(known)), return_dtype=pl.Int32)
+    least, most = (int(bound) for bound in (different.min(), different.max())) if ids.dtype.is_integer() else (-1, -1)  # type: ignore[arg-type]
+    if least < 0 or most > len(ids):
+        return ids.replace_strict(different, rows, return_dtype=pl.Int32)
+    table = np.zeros(most + 1, dtype=np.int32)
+    table[different.to_numpy()] = rows.to_numpy()
+    return pl.Series(table[ids.to_numpy()])
 
 
 def sample_users(data: RatingsData, n: int, seed: int) -> RatingsData:
@@ -210,8 +220,8 @@ def split_title(titles: pl.Series) -> tuple[pl.Series, pl.Series]:
         pl.col("t").str.extract(r"^(.*?)\s*(?:\(\d{4}\)\s*(?:\(V\))?)?\s*$").alias("title"),
         pl.col("t").str.extract(r"\((\d{4})\)\s*(?:\(V\))?\s*$").cast(pl.Int32).alias("year"),
     )
-    natural = parts["title"].map_elements(natural_title, return_dtype=pl.String)
-    return natural.alias("title"), parts["year"]
+    natural = [natural_title(title) if title and ", " in title else title for title in parts["title"]]
+    return pl.Series("title", natural, dtype=pl.String), parts["year"]
 
 
 def need_file(path: Path, what: str, source: str) -> Path:

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from lit_rec.data import movielens
-from lit_rec.data.canonical import natural_title, sample_users, split_title
+from lit_rec.data.canonical import canonical, natural_title, sample_users, split_title
 from lit_rec.data.lists import build_lists
 from lit_rec.data.movielens import MovieLens1M, MovieLens100K
 from lit_rec.errors import UserError
@@ -101,6 +101,44 @@ def test_1m_names_a_malformed_rating(tmp_path, line):
         read1m(folder)
     assert error.value.where == f"{folder / 'ratings.dat'}:3"
     assert repr(line) in error.value.what
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"ratings": ML1M["ratings.dat"].rstrip("\n")},
+        {"ratings": ML1M["ratings.dat"].replace("1::20::5", "1::020::5")},
+    ],
+)
+def test_1m_reads_ratings_however_they_end_or_begin(tmp_path, files):
+    """A file that is not as long as its numbers is looked at more closely, and is not wrong for that."""
+    assert read1m(write(tmp_path / "a", ML1M, **files)).interactions.equals(
+        read1m(write(tmp_path / "b", ML1M)).interactions
+    )
+
+
+def test_1m_does_not_set_one_line_off_against_another(tmp_path):
+    """As many characters as there should be, but a digit stands between the colons of one line."""
+    folder = write(tmp_path, ML1M, ratings="1:1:20::5::978300760\n1::10::3::978302109\n2::20::1::978298413\n")
+    with pytest.raises(UserError) as error:
+        read1m(folder)
+    assert error.value.where == f"{folder / 'ratings.dat'}:1"
+
+
+def test_ids_that_are_numbers_or_text_are_numbered_alike():
+    """Whole numbers may be far apart and below zero; rows follow the files that describe users and items."""
+    users = pl.DataFrame({"user_id": ["-7", "3", "4000000000"], "gender": ["", "male", ""]})
+    items = pl.DataFrame({"item_id": ["10", "20", "30"], "title": ["A", "B", "C"]})
+    ratings = pl.DataFrame({"user_id": [4_000_000_000, 3, -7, 5], "item_id": [30, 10, 30, 10]})
+    ratings = ratings.with_columns(rating=pl.lit(5), timestamp=pl.lit(1))
+    about = {"item_attributes": [], "rating_max": 5, "positive_above": 3, "item_noun": "movie"}
+    numbers = canonical("n", ratings, users, items, **about)
+    text = canonical("n", ratings.with_columns(pl.col("user_id", "item_id").cast(pl.String)), users, items, **about)
+    assert numbers.interactions.rows() == [(2, 2, 5.0, 1), (1, 1, 5.0, 1), (0, 2, 5.0, 1), (3, 1, 5.0, 1)]
+    assert numbers.interactions.equals(text.interactions)
+    assert numbers.users.equals(text.users)
+    with pytest.raises(UserError, match="1 rated items are not described, among them 30"):
+        canonical("n", ratings, users, items[:2], **about)
 
 
 @pytest.mark.parametrize(("file", "bad"), [("movies", "10::Drama"), ("users", "1::F::1")])
