@@ -76,8 +76,8 @@ def test_parquet_with_numbers_for_ids(data: RatingsData, tmp_path: Path) -> None
         (["list_id,user_id,item_id", "a,7,10", "a,ann,20"], "several users", "lists.csv"),
         (["user_id,item_id"], "no line in", "--input"),
         (["user_id,item_id", "7,10", "ann,10", "7,20", "7,10"], "item '10' stands twice in list '7'", ":5"),
-        (["user_id,item_id", "7,10,11"], "cannot be read", "--input"),
-        ([""], "cannot be read", "--input"),
+        (["user_id,item_id", "7,10,11"], "cannot be read", "lists.csv"),
+        ([""], "cannot be read", "lists.csv"),
     ],
 )
 def test_what_is_wrong_with_the_input(
