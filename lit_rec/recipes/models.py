@@ -15,7 +15,7 @@ from lit_rec.config import instantiate, plain
 from lit_rec.errors import UserError
 from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.knowledge.encoder import TextEncoder
-from lit_rec.llm.loading import dtype_name, fingerprint, local_source
+from lit_rec.llm.loading import fingerprint, local_source
 from lit_rec.llm.store import AnswerStore
 from lit_rec.run.folder import RunFolder
 
@@ -112,12 +112,14 @@ class Models:
 
     @cached_property
     def llm_key(self) -> dict[str, Any]:
-        """Identity of the LLM; how many answers are under way at a time changes nothing."""
+        """Identity of the LLM; how many answers are under way at a time changes nothing.
+
+        `dtype: auto` stays what it is: a run made on one machine is served by another. The store of answers tells what
+        was computed in which type.
+        """
         free, llm = ("batch_size", "server"), self.cfg.llm
         key = {k: v for k, v in plain(llm).items() if k not in free}
         key["server"] = None if llm.server is None else [llm.server.model, llm.server.revision]
-        if llm.server is None:  # as `LanguageModel` loads it
-            key["dtype"] = dtype_name(llm.dtype, "cpu" if sharded(self.cfg) else self.device)
         if llm.hub is not None:  # a wheel is known by its hash
             key["weights"] = fingerprint(local_source(llm, "llm", self.cache), llm.revision)
         return key

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +14,6 @@ from lit_rec.llm import loading
 from lit_rec.llm.language_model import BASE, LanguageModel, _batches
 from lit_rec.llm.sampler import Sampler, SamplingSettings
 from lit_rec.llm.store import AnswerStore
-from lit_rec.recipes.models import Models
 from lit_rec.schema import LLMConfig, LoraConfig
 from tests.tiny import save_llm
 
@@ -261,18 +259,9 @@ def test_what_the_weights_compute_in_is_part_of_their_name(
 ) -> None:
     """Runs of two machines may share a store: "auto" is not the same on both."""
     plain, names = {kind: make(folder, tmp_path, dtype=kind).fingerprint for kind in ("float32", "bfloat16")}, {}
-    unused: Any = None  # no run folder
-    cfg = OmegaConf.create(
-        {
-            "trainer": {"threads": None, "accelerator": "cpu", "strategy": "auto"},
-            "run": {"cache": None, "answers": str(tmp_path)},
-            "llm": OmegaConf.structured(LLMConfig(name="tiny", hub=str(folder), dtype="auto")),
-        }
-    )
     for native, kind in ((False, "float32"), (True, "bfloat16")):
         monkeypatch.setattr(loading, "native_bf16", lambda device, native=native: native)
         names[kind] = make(folder, tmp_path, dtype="auto").fingerprint
-        assert Models(cfg, unused).llm_key["dtype"] == kind
     assert names == plain
     assert len(set(plain.values())) == 2
 
