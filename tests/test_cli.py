@@ -378,7 +378,7 @@ class TestFit:
             (["users=1"], ["sample of 1 users", "users"]),
             (["users=100"], ["24", "users"]),
             (["users=2"], ["leave no", "evaluation.test"]),
-            (["evaluation.folds=2", "evaluation.only_folds=[7]"], ["fold 7", "evaluation.only_folds"]),
+            (["evaluation.folds=2", "evaluation.only_folds=[7]"], ["[7]", "evaluation.only_folds"]),
             (["lists.item_core=1000"], ["no user has a candidate list"]),
         ],
     )

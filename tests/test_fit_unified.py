@@ -90,9 +90,9 @@ class TestWhatARunLeaves:
 
     def test_the_base_grows(self, world: World) -> None:
         first, second = base(world, 1), base(world, 2)
-        assert len(first.kept) == 2
-        assert len(second.kept) > 2
-        assert second.texts[:2] == first.texts
+        assert first.kept
+        assert len(second.kept) > len(first.kept)
+        assert second.texts[: len(first.kept)] == first.texts
         assert {h.round for h in second.hints} == {1, 2}
         assert (world.run / "hints.json").read_bytes() == (
             stages(world) / "hints/round_2/hints/hints.json"

@@ -51,10 +51,21 @@ def naive(llm: LanguageModel, prompt: Messages, template: str, title: str) -> tu
     text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False) if chat else content
     before = tokenizer(f"{text}{words['lead']}", add_special_tokens=False)["input_ids"]
     end = words["end"].replace("<eos>", tokenizer.eos_token)
-    asked = tokenizer(f"{title} {end}", add_special_tokens=False)["input_ids"]
+    asked = tokenizer(title, add_special_tokens=False)["input_ids"]
     with llm.for_sampling():
-        logps = llm.model(torch.tensor([[*before, *asked]])).logits[0].double().log_softmax(-1)
-    return float(logps[len(before) - 1 : -1].gather(1, torch.tensor(asked)[:, None]).sum()), len(asked)
+        logps = llm.model(torch.tensor([[*before, *asked]])).logits[0].double().log_softmax(-1)[len(before) - 1 :]
+    steps = logps[:-1].gather(1, torch.tensor(asked)[:, None]).squeeze(1)
+
+    if not tokenizer(end, add_special_tokens=False)["input_ids"]:  # this tokenizer has none for a line's end
+        return float(steps.sum()), len(asked)
+
+    def closing(begin: str) -> Tensor:  # these are whole words: a title's last one may be written with the end
+        return torch.tensor([token for word, token in tokenizer.get_vocab().items() if word.startswith(begin)])
+
+    apart = steps[-1] + logps[-1][closing(end)].logsumexp(0)
+    together = closing(tokenizer.convert_ids_to_tokens(asked[-1]) + end)
+    last = torch.stack([apart, *logps[-2][together]]).logsumexp(0) if len(together) else apart
+    return float(steps[:-1].sum() + last), len(asked) + 1
 
 
 def told(session: int) -> list[int]:
