@@ -271,12 +271,11 @@ class HintLoop(ABC):
 
     # --- agents -------------------------------------------------------------------------------------------------------
 
-    def keep_agent(self, stage: str, number: int, build: Build, more: Mapping[str, Any] | None = None) -> Path:
-        """An agent as it was in the best epoch of its round, and its learning curves; `more` goes into its key."""
+    def keep_agent(self, stage: str, number: int, build: Build) -> Path:
+        """An agent as it was in the best epoch of its round, and its learning curves."""
         _ = self.states
         source = "rewards" if self.cfg.agent.rewards == "matrix" else "hints"
-        key = self.agent_key | dict(more or {})
-        return self.stage(stage, build, key, self.state_stage, self.name(f"round_{number}/{source}"))
+        return self.stage(stage, build, self.agent_key, self.state_stage, self.name(f"round_{number}/{source}"))
 
     @property
     def agent_key(self) -> dict[str, Any]:

@@ -59,7 +59,6 @@ def more_agents(loop: SessionHints) -> None:
     if cfg.evaluation.rows.full_information:
         kinds.append(("full_information", range(cfg.agent.seeds)))
     rounds = range(1, loop.rounds + 1)
-    key = {"bases": "of every round"} if loop.rounds > 1 else {}
     for kind, seeds in kinds:
         for seed in seeds:
-            loop.keep_agent(f"agents/{kind}_{seed}", loop.rounds, agents.trained(loop, kind, rounds, seed), key)
+            loop.keep_agent(f"agents/{kind}_{seed}", loop.rounds, agents.trained(loop, kind, rounds, seed))
