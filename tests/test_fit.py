@@ -259,8 +259,12 @@ class TestVariants:
             ["knowledge.encode=both", "evaluation.inputs=[]", "evaluation.validation=0", "evaluation.selection=last"],
             ["reward.metric=soft", "users=16", "trainer.precision=bf16-mixed"],
             ["reward.metric=map", "reward.folds=1", "reward.convention=kar"],
-            ["policy.reference=previous", "policy.rounds=2"],
-            ["policy.gradient_checkpointing=true", "policy.epochs=2", "policy.keep_optimizer=true"],
+            [
+                "policy.reference=previous",
+                "policy.rounds=2",
+                "policy.gradient_checkpointing=true",
+                "policy.keep_optimizer=true",
+            ],
             ["pairs.rule=random", "policy.loss=ipo", "pairs.max_pairs=3"],
             ["evaluation.seeds=2", "evaluation.rounds=false", "lists.protocol=kar"],
             [
@@ -279,7 +283,9 @@ class TestVariants:
         assert last in rows(run) <= {"round_1", "round_2"}
         assert len(pl.read_parquet(run / "ranked.parquet")) > 0
 
-    @pytest.mark.parametrize("architecture", ["dlcm", "prm", "setrank", "mir"])
+    @pytest.mark.parametrize(
+        "architecture", ["dlcm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("prm", "setrank")), "mir"]
+    )
     def test_architectures(self, architecture: str, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, f"+reranker={architecture}")
         assert {r["reranker"] for r in results(run)} == {architecture}

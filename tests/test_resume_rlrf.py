@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.resuming import Resumed
 from tests.worlds import World, make_world
 
@@ -33,6 +35,7 @@ def with_previous_reference(root: Path) -> World:
     return world
 
 
+@pytest.mark.slow
 class TestKilledWithinARound(Resumed):
     make = staticmethod(with_previous_reference)
     points = [["after", "fold_0_round.ckpt"], ["after", "fold_0_round.ckpt"], ["after", "fold_0_round.ckpt"]]

@@ -127,6 +127,7 @@ def rank_of(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.slow
 def test_one_is_killed_and_two_still_come_to_the_results_of_one(world: World) -> None:
     run = world.root / "two"
     going = start(world, f"run.dir={run}")

@@ -112,7 +112,7 @@ def test_strict_invariants_hold_for_every_choice(make_ratings, negatives, initia
     assert not torch.equal(build_lists(data, seed=4, **options).items, lists.items)
 
 
-@pytest.mark.parametrize("options", [{"negatives": "retrieved"}, {"initial_ranker": "bpr"}, {"protocol": "kar"}])
+@pytest.mark.parametrize("options", [{"negatives": "retrieved"}, {"protocol": "kar"}])
 def test_the_number_of_threads_changes_nothing(make_ratings, options):
     data, before = make_ratings(users=300, items=800, longest=80), torch.get_num_threads()
     found = []

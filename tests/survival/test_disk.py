@@ -122,6 +122,7 @@ def go_through(world: World, disk: Path, more: list[str], free: list[int]) -> No
     assert len(keys) == len(set(keys))  # nothing is paid for twice
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_is_full_read_only_and_then_neither(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     with small_disk(tmp_path / "disk", "64m") as disk:
