@@ -1,15 +1,19 @@
-"""The benchmarks of a GPU, on this processor with a tiny model: they run, and count what they should."""
+"""Benchmarks on this processor with tiny models: they run, both sides do the same, and they count what they should."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.scoring import TitleScorer
 from lit_rec.llm.store import AnswerStore
 from lit_rec.policy.sequences import encode_chat
 from lit_rec.schema import LLMConfig, LoraConfig
-from tests.benchmarks import bench_dpo, bench_gpu
+from tests.benchmarks import bench_dpo, bench_gpu, bench_scoring
+from tests.benchmarks.bench_growth import exponent
 from tests.benchmarks.worlds import ENGLISH
 from tests.tiny import save_llm
 
@@ -60,3 +64,39 @@ def test_sampling_reads_weights_keys_and_values(llm: LanguageModel) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_no_rows_without_a_gpu() -> None:
     assert bench_gpu.run() == []
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 1.5, 2, 3])
+@pytest.mark.parametrize("constant", [0, 0.5, 20])
+@pytest.mark.parametrize("sizes", [(1, 2, 4, 8), (100, 200, 400, 800)])
+def test_exponent_is_that_of_the_growth_whatever_the_constant(
+    power: float, constant: float, sizes: tuple[int, ...]
+) -> None:
+    taken = [constant + 3 * (n / sizes[0]) ** power for n in sizes]
+    assert exponent(sizes, taken) == pytest.approx(power, abs=0.011)
+
+
+@pytest.mark.parametrize("power", [1, 1.5, 2])
+def test_exponent_bears_noise(power: float) -> None:
+    draw = np.random.default_rng(0)
+    sizes = np.array([1, 2, 4, 8])
+    found = [exponent(sizes, (3 + 3 * sizes**power) * (1 + 0.02 * draw.standard_normal(4))) for _ in range(50)]
+    assert np.median(found) == pytest.approx(power, abs=0.05)
+    assert np.quantile(np.abs(np.array(found) - power), 0.9) < 0.15
+
+
+def test_peers_of_scoring_find_the_same(llm: LanguageModel) -> None:
+    asked = [{"role": "user", "content": "the user likes old films"}]  # the model is too small for the titles
+    groups = [[replace(q, prompt=asked) for q in group] for group in bench_scoring.questions(2, 0)]
+    ours = [values for group in TitleScorer(llm).scores(groups) for values, _ in group]
+    with llm.for_sampling():
+        for peer in (bench_scoring.naive, bench_scoring.expanded):
+            theirs = [peer(llm, q) for group in groups for q in group]
+            assert torch.tensor(ours).allclose(torch.tensor(theirs), atol=1e-4), peer
+
+
+@pytest.mark.slow  # TRL's trainer takes longest
+def test_both_sides_of_dpo_compute_the_same(llm: LanguageModel, tmp_path: Path) -> None:
+    apart = bench_dpo.apart(llm, str(tmp_path / "model"), str(tmp_path))
+    assert apart.keys() == {"reference", "loss", "gradient"}
+    assert max(apart.values()) < bench_dpo.ALIKE, apart

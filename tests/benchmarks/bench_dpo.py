@@ -1,6 +1,7 @@
 """A DPO update, LoRA on SmolLM2-135M, against TRL's DPOTrainer: seconds and memory, every side in a process of its own.
 
 python -m tests.benchmarks.bench_dpo ours|trl|trl_precomputed BATCHES    (one side; prints its seconds and its peak)
+python -m tests.benchmarks.bench_dpo apart 1    (prints how far both sides are apart)
 """
 
 import json
@@ -9,8 +10,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.policy.losses import preference_loss
@@ -18,12 +22,17 @@ from lit_rec.policy.sequences import answer_logps, collate, encode_chat
 from tests.benchmarks.harness import Row, now
 from tests.benchmarks.worlds import native, smollm, text
 
-BATCH, PROMPT, ANSWER = 2, 470, 100  # words: about 600 and 128 tokens
+if TYPE_CHECKING:
+    from trl import DPOTrainer
+
+BATCH, PROMPT, ANSWER = 2, 470, 100  # words: prompts of 527 tokens with the quickstart's model
+ALIKE = 1e-3  # of losses, gradient norms and the reference's log-probabilities, relative, in float32
+Pair = dict[str, list[dict[str, str]]]
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def pairs(count: int, prompt: int = PROMPT, answer: int = ANSWER) -> list[dict[str, list[dict[str, str]]]]:
-    """The same pairs for all sides."""
+def pairs(count: int, prompt: int = PROMPT, answer: int = ANSWER, seed: int = 0) -> list[Pair]:
+    """The same pairs for all sides, others for every seed."""
 
     def said(role: str, words: int, seed: int) -> list[dict[str, str]]:
         return [{"role": role, "content": text(words, seed)}]
@@ -31,20 +40,23 @@ def pairs(count: int, prompt: int = PROMPT, answer: int = ANSWER) -> list[dict[s
     return [
         {
             "prompt": said("user", prompt, n),
-            "chosen": said("assistant", answer, 100 + n),
-            "rejected": said("assistant", answer, 200 + n),
+            "chosen": said("assistant", answer, 10_000 + n),
+            "rejected": said("assistant", answer, 20_000 + n),
         }
-        for n in range(count)
+        for n in range(30_000 * seed, 30_000 * seed + count)
     ]
 
 
-def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[dict[str, list[dict[str, str]]]]], None]:
-    """Our update, the reference's log-probabilities included, `size` pairs at a time; bfloat16 where the model is."""
+def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[Pair]], tuple[Tensor, float]]:
+    """Our update, `size` pairs at a time; bfloat16 where the model is.
+
+    It returns the reference's log-probabilities [pairs, 2] and the mean loss.
+    """
     optimizer = torch.optim.AdamW([p for p in llm.model.parameters() if p.requires_grad], lr=5e-5)
     device = llm.model.device
     lower = torch.autocast(device.type, torch.bfloat16, enabled=llm.model.dtype == torch.bfloat16)
 
-    def update(given: list[dict[str, list[dict[str, str]]]]) -> None:
+    def update(given: list[Pair]) -> tuple[Tensor, float]:
         examples = [
             encode_chat(llm.tokenizer, p["prompt"], [p["chosen"][0]["content"], p["rejected"][0]["content"]], 2048)
             for p in given
@@ -55,6 +67,7 @@ def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[dict[str, l
         with torch.no_grad(), llm.reference("base"), lower:
             known = [answer_logps(llm.model, batch) for batch in batches]
         llm.model.train()
+        mean = torch.zeros((), device=device)
         for batch, reference in zip(batches, known, strict=True):
             with lower:
                 logps = answer_logps(llm.model, batch)
@@ -68,15 +81,18 @@ def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[dict[str, l
                 beta=0.1,
                 label_smoothing=0.0,
             )
-            (losses.mean() / len(batches)).backward()
+            loss = losses.mean() / len(batches)
+            loss.backward()
+            mean += loss.detach()
         optimizer.step()
         optimizer.zero_grad()
+        return torch.cat(known), float(mean)
 
     return update
 
 
 def ours(folder: str, accumulate: int) -> float:
-    """One update of 2 x `accumulate` pairs."""
+    """Seconds of one update of 2 x `accumulate` pairs."""
     update = updater(smollm(folder, dtype=native())[0])
     update(pairs(BATCH, 20, 10))  # warm
     wanted = pairs(BATCH * accumulate)
@@ -85,16 +101,15 @@ def ours(folder: str, accumulate: int) -> float:
     return now() - started
 
 
-def trl_updater(
-    folder: str, source: str, precompute: bool, accumulate: int, size: int = BATCH, gpu: bool = False
-) -> Callable[[list[dict[str, list[dict[str, str]]]]], float]:
-    """The same update by TRL; it returns its seconds, which begin where its data is tokenized."""
+def trl_trainer(
+    folder: str, source: str, precompute: bool, accumulate: int, size: int, gpu: bool, lower: bool
+) -> "Callable[[list[Pair], torch.nn.Module], DPOTrainer]":
+    """Makes TRL's trainer of some pairs: our rates, beta and adapter, and no clipping of gradients, for we do none."""
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    lower = gpu or native() == "bfloat16"
     arguments = DPOConfig(
         output_dir=folder,
         per_device_train_batch_size=size,
@@ -102,6 +117,7 @@ def trl_updater(
         num_train_epochs=1,
         learning_rate=5e-5,
         beta=0.1,
+        max_grad_norm=0.0,
         max_length=None,
         precompute_ref_log_probs=precompute,
         gradient_checkpointing=False,
@@ -113,16 +129,28 @@ def trl_updater(
         disable_tqdm=True,
     )
 
-    def update(given: list[dict[str, list[dict[str, str]]]]) -> float:
+    return lambda given, model: DPOTrainer(
+        model=model,  # type: ignore[arg-type]
+        args=arguments,
+        train_dataset=Dataset.from_list(given),
+        processing_class=AutoTokenizer.from_pretrained(source),
+        peft_config=LoraConfig(**LORA),  # type: ignore[arg-type]
+    )
+
+
+def trl_updater(
+    folder: str, source: str, precompute: bool, accumulate: int, size: int = BATCH, gpu: bool = False
+) -> Callable[[list[Pair]], float]:
+    """The same update by TRL; it returns its seconds, which begin where its data is tokenized."""
+    from transformers import AutoModelForCausalLM
+
+    lower = gpu or native() == "bfloat16"
+    made = trl_trainer(folder, source, precompute, accumulate, size, gpu, lower)
+
+    def update(given: list[Pair]) -> float:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16 if lower else torch.float32)
         started = now()
-        trainer = DPOTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=Dataset.from_list(given),
-            processing_class=AutoTokenizer.from_pretrained(source),
-            peft_config=LoraConfig(**LORA),  # type: ignore[arg-type]
-        )
+        trainer = made(given, model)
         started = started if precompute else now()  # where it is precomputed, the constructor may do it
         trainer.train()
         return now() - started
@@ -137,9 +165,42 @@ def trl(folder: str, precompute: bool, accumulate: int) -> float:
     return update(pairs(BATCH * accumulate))
 
 
+def apart(llm: LanguageModel, source: str, folder: str, words: int = 60) -> dict[str, float]:
+    """How far both sides are apart in float32, relative, with the same adapter, drawn so that it changes answers."""
+    from transformers import AutoModelForCausalLM
+
+    given, norms = pairs(BATCH, words, words // 3), []
+    torch.manual_seed(0)
+    with torch.no_grad():
+        adapter = {n: torch.randn_like(p) * 0.02 for n, p in llm.model.named_parameters() if p.requires_grad}
+        for name, weights in adapter.items():
+            llm.model.get_parameter(name).copy_(weights)
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        norms.append(torch.nn.utils.get_total_norm([p.grad for g in optimizer.param_groups for p in g["params"]]))
+
+    hook = register_optimizer_step_pre_hook(look)
+    reference, loss = updater(llm)(given)
+    found = {"reference": reference, "loss": torch.tensor(loss), "gradient": norms[0]}
+    norms.clear()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    trainer = trl_trainer(folder, source, True, 1, BATCH, False, False)(given, model)
+    with torch.no_grad():
+        for name, weights in adapter.items():
+            trainer.model.get_parameter(name).copy_(weights)
+    loss = trainer.train().training_loss
+    hook.remove()
+    columns = [torch.tensor(trainer.train_dataset[f"ref_{kind}_logps"][:]) for kind in ("chosen", "rejected")]
+    theirs = {"reference": torch.stack(columns, dim=1), "loss": torch.tensor(loss), "gradient": norms[0]}
+    return {name: float(((found[name] - theirs[name]).abs() / theirs[name].abs()).max()) for name in found}
+
+
 def side(name: str, accumulate: int) -> None:
-    """Run one side and print what it took."""
+    """Run one side and print what it took; or how far the sides are apart."""
     with tempfile.TemporaryDirectory() as folder:
+        if name == "apart":
+            print(json.dumps(apart(*smollm(folder), folder)))
+            return
         taken = ours(folder, accumulate) if name == "ours" else trl(folder, name == "trl_precomputed", accumulate)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"seconds": taken, "gigabytes": peak}))
@@ -149,21 +210,23 @@ def run(full: bool = False) -> list[Row]:
     """Seconds and gigabytes of one update with its reference."""
     accumulate = 8 if full else 1  # the batches of an update follow one another: the ratio does not depend on it
     found: dict[str, dict[str, float]] = {}
-    for name in ("ours", "trl", "trl_precomputed"):
+    for name in ("apart", "ours", "trl", "trl_precomputed"):
         command = [sys.executable, "-m", "tests.benchmarks.bench_dpo", name, str(accumulate)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-    size = f"{BATCH} x {accumulate} pairs, prompts about 600 tokens"
+    assert max(found["apart"].values()) < ALIKE, found["apart"]
+    size = f"{BATCH} x {accumulate} pairs, prompts of 527 tokens"
     work = f"DPO update with its reference, LoRA, SmolLM2-135M, {native()}, {size}"
     best = min(("trl", "trl_precomputed"), key=lambda name: found[name]["seconds"])
     least = min(found[name]["gigabytes"] for name in ("trl", "trl_precomputed"))
     a, b = found["ours"]["seconds"], found[best]["seconds"]
     used = found["ours"]["gigabytes"]
     peer = "TRL DPOTrainer, best of two settings"
+    same = "in float32 apart by at most " + ", ".join(f"{value:.0e} ({name})" for name, value in found["apart"].items())
     return [
-        Row(work, peer, a, b, "s", b / a, 2.0, f"best: {best}"),
+        Row(work, peer, a, b, "s", b / a, 2.0, f"best: {best}; {same}"),
         Row(f"{work}: memory", peer, used, least, "GB", least / used, 1 / 0.6, "peak of the whole process"),
     ]
 

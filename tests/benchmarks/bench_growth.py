@@ -5,12 +5,11 @@ python -m tests.benchmarks growth [--plot FILE.svg]
 
 import contextlib
 import io
-import math
-import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lit_rec.data.sessions import SessionDataModule
@@ -25,19 +24,25 @@ NOISE = 0.15  # an exponent is measured no better than this
 
 
 def exponent(sizes: Sequence[float], taken: Sequence[float]) -> float:
-    """Slope of log(seconds) over log(size) by least squares, after the cost of the smallest size is set apart.
+    """The e of a + b * n ** e, by least squares of relative errors with a and b not below 0, from .20 to 4.00.
 
-    A cost of a + b * n ** e with a constant a would look flatter than it is. So the slope is that of what every size
-    costs MORE than the smallest, over how much larger it is: linear growth gives 1 whatever the constant.
+    A slope of logarithms alone would look flatter than the growth is, because of the constant a.
 
-    >>> round(exponent([1, 2, 4, 8], [5 + 3 * n for n in (1, 2, 4, 8)]), 6)
+    >>> exponent([1, 2, 4, 8], [5 + 3 * n for n in (1, 2, 4, 8)])
     1.0
-    >>> exponent([1, 2, 4, 8], [5 + 3 * n**2 for n in (1, 2, 4, 8)]) > 1.2
-    True
+    >>> exponent([1, 2, 4, 8], [5 + 3 * n**2 for n in (1, 2, 4, 8)])
+    2.0
     """
-    larger = [math.log(n - sizes[0]) for n in sizes[1:]]
-    dearer = [math.log(max(t - taken[0], 1e-9)) for t in taken[1:]]
-    return statistics.linear_regression(larger, dearer).slope
+    times = np.asarray(taken, dtype=float)
+    found = {}
+    for e in np.arange(20, 401) / 100:
+        grown = (np.asarray(sizes, dtype=float) / max(sizes)) ** e
+        columns = np.stack([np.ones_like(times), grown], axis=1) / times[:, None]
+        factors = np.linalg.lstsq(columns, np.ones_like(times))[0]
+        if factors.min() < 0:  # growth alone
+            factors = np.array([0, columns[:, 1].sum() / (columns[:, 1] ** 2).sum()])
+        found[float(e)] = float(((columns @ factors - 1) ** 2).sum())
+    return min(found, key=found.__getitem__)
 
 
 def rerank(users: int = 100, answers: int = 4, size: int = 10) -> float:

@@ -14,7 +14,7 @@ from lit_rec.llm.sampler import SamplingSettings
 from tests.benchmarks.harness import Row, interleave
 from tests.benchmarks.worlds import native, smollm, text
 
-SAMPLES, NEW, SIZES = 10, 64, (1, 2)
+SAMPLES, NEW, SIZES, MORE_SIZES = 10, 64, (1, 2), (1, 2, 4, 8)  # prompts at a time; with --full
 DISTRIBUTION = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 
 
@@ -33,7 +33,8 @@ def generated(model: torch.nn.Module, prompts: list[list[int]], size: int, new: 
         width = max(map(len, batch))
         ids = torch.tensor([[0] * (width - len(t)) + t for t in batch], device=model.device)  # type: ignore[arg-type]
         seen = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in batch], device=ids.device)
-        model.generate(input_ids=ids, attention_mask=seen, generation_config=settings)  # type: ignore[operator]
+        found = model.generate(input_ids=ids, attention_mask=seen, generation_config=settings)  # type: ignore[operator]
+        assert found.shape == (len(batch) * SAMPLES, width + new), found.shape
 
 
 def continuous(model: torch.nn.Module, prompts: list[list[int]]) -> None:
@@ -54,7 +55,9 @@ def request(llm: LanguageModel, many: int, new: int = NEW) -> tuple[Callable[[],
     def ours() -> None:
         asked = next(calls)
         fresh = [[{"role": "user", "content": f"{asked} {p[0]['content']}"}] for p in prompts]
-        llm.answers(fresh, [SAMPLES] * many, settings=settings)
+        found = llm.answers(fresh, [SAMPLES] * many, settings=settings)
+        assert [len(answers) for answers in found] == [SAMPLES] * many
+        assert {answer.tokens for answers in found for answer in answers} == {new}
 
     llm.model.eval()
     return ours, [llm.tokenize(p) for p in prompts]
@@ -72,12 +75,12 @@ def endless(llm: LanguageModel) -> Iterator[None]:
 
 def run(full: bool = False) -> list[Row]:
     """New tokens per second; nothing ends early on either side."""
-    many = 64 if full else 2
+    many, sizes = (64, MORE_SIZES) if full else (2, SIZES)
     with tempfile.TemporaryDirectory() as store:
         llm, _ = smollm(store, dtype=native())
         ours, tokens = request(llm, many)
         few = tokens if full else tokens[:1]  # continuous batching: its rate is that of ten requests as of twenty
-        peers = {f"generate, {size} at a time": (partial(generated, llm.model, tokens, size), many) for size in SIZES}
+        peers = {f"generate, {size} at a time": (partial(generated, llm.model, tokens, size), many) for size in sizes}
         peers["continuous batching"] = (partial(continuous, llm.model, few), len(few))
         with llm.model.disable_adapter(), endless(llm):
             mine, *others = interleave(ours, *(call for call, _ in peers.values()), repeats=1)
@@ -87,4 +90,5 @@ def run(full: bool = False) -> list[Row]:
     mean = sum(map(len, tokens)) / many
     work = f"{SAMPLES} answers of {NEW} tokens to {many} prompts of {mean:.0f} tokens, SmolLM2-135M, {native()}"
     note = ", ".join(f"{name}: {value:.1f}" for name, value in rates.items())
+    note += f"; each timed once, continuous batching on {len(few)} of the prompts"
     return [Row(work, "transformers, the best way", rate, best, "tokens/s", rate / best, 1.5, note)]
