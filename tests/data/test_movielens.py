@@ -118,8 +118,8 @@ def test_1m_reads_ratings_however_they_end_or_begin(tmp_path, files):
 
 
 def test_1m_does_not_set_one_line_off_against_another(tmp_path):
-    """As many characters as there should be, but a digit stands between the colons of one line."""
-    folder = write(tmp_path, ML1M, ratings="1:1:20::5::978300760\n1::10::3::978302109\n2::20::1::978298413\n")
+    """As many characters as there should be: a digit stands between two colons, and no line feed at the end."""
+    folder = write(tmp_path, ML1M, ratings="1:1:20::5::978300760\n1::10::3::978302109\n2::20::1::978298413")
     with pytest.raises(UserError) as error:
         read1m(folder)
     assert error.value.where == f"{folder / 'ratings.dat'}:1"
