@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trl import DPOTrainer
 
 BATCH, PROMPT, ANSWER = 2, 470, 100  # words: prompts of 527 tokens with the quickstart's model
-ALIKE = 1e-3  # of losses, gradient norms and the reference's log-probabilities, relative, in float32
+ALIKE = 1e-4  # of losses, gradient norms and the reference's log-probabilities, relative, in float32
 Pair = dict[str, list[dict[str, str]]]
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
