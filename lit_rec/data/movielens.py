@@ -166,6 +166,8 @@ class MovieLens1M:
         nothing there; only of another one (of numbers that begin with a zero, without a last line feed) are the columns
         between read as well, which takes half as long again.
         """
+        if not path.stat().st_size:
+            raise UserError("the file of ratings is empty", where=str(path), fix="fetch or unpack the data set again")
         try:
             table = _split_by_colon(path, "uirt")
             if table.select(pl.any_horizontal(pl.all().is_null()).any()).item():

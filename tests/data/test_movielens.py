@@ -125,6 +125,13 @@ def test_1m_does_not_set_one_line_off_against_another(tmp_path):
     assert error.value.where == f"{folder / 'ratings.dat'}:1"
 
 
+def test_1m_says_that_a_file_of_ratings_is_empty(tmp_path):
+    folder = write(tmp_path, ML1M, ratings="")
+    with pytest.raises(UserError, match="the file of ratings is empty") as error:
+        read1m(folder)
+    assert error.value.where == str(folder / "ratings.dat")
+
+
 def test_ids_that_are_numbers_or_text_are_numbered_alike():
     """Whole numbers may be far apart and below zero; rows follow the files that describe users and items."""
     users = pl.DataFrame({"user_id": ["-7", "3", "4000000000"], "gender": ["", "male", ""]})
