@@ -25,6 +25,12 @@ def moment(text: str) -> float | None:
     return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
 
 
+def day(clock: pl.Expr, time_zone: str) -> pl.Expr:
+    """The calendar date of seconds since 1970, whole or not, in a time zone (an IANA name)."""
+    whole = pl.from_epoch(clock.floor().cast(pl.Int64))
+    return whole.dt.replace_time_zone("UTC").dt.convert_time_zone(time_zone).dt.date()
+
+
 def seconds(column: pl.Series, where: str) -> pl.Series:
     """A column of times as seconds since 1970, with their fractions.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_rec.data.candidates import World, fill, order_candidates
 from lit_rec.data.canonical import RatingsData
+from lit_rec.data.columns import day
 from lit_rec.errors import UserError
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -214,12 +215,7 @@ def _ordered(
     time = pl.col("timestamp")
     try:
         if protocol == "kar":
-            time = (
-                pl.from_epoch(time.floor().cast(pl.Int64))
-                .dt.replace_time_zone("UTC")
-                .dt.convert_time_zone(time_zone)
-                .dt.date()
-            )
+            time = day(time, time_zone)
         table = table.with_columns(time.alias("time")).sort("user", "time", maintain_order=True)
     except pl.exceptions.ComputeError as error:
         raise UserError(

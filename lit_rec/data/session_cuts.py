@@ -7,7 +7,7 @@ import polars as pl
 
 from lit_rec.data.candidates import World, fill, order_candidates
 from lit_rec.data.canonical import RatingsData
-from lit_rec.data.columns import EARLIEST, LATEST
+from lit_rec.data.columns import EARLIEST, LATEST, day
 from lit_rec.data.session_sets import (
     Parts,
     SessionData,
@@ -134,9 +134,8 @@ class SessionsOf:
     def _cut(self, data: RatingsData) -> tuple[Sessions, np.ndarray, np.ndarray, dict[str, Any]]:
         """Sessions in order of users and time; user [N] and time of the target [N], seconds; counts."""
         try:
-            second = pl.col("timestamp").floor().cast(pl.Int64)
-            day = pl.from_epoch(second).dt.replace_time_zone("UTC").dt.convert_time_zone(self.time_zone).dt.date()
-            table = data.interactions.with_columns(day.alias("day")).sort("user", "timestamp", maintain_order=True)
+            date = day(pl.col("timestamp"), self.time_zone)
+            table = data.interactions.with_columns(date.alias("day")).sort("user", "timestamp", maintain_order=True)
         except pl.exceptions.ComputeError as error:
             raise UserError(
                 f"data.time_zone: {self.time_zone} is not a time zone",

@@ -188,8 +188,7 @@ class HintLoop(ABC):
             told = {"errors": errors, "conversations": len(talks), "hints": len(hints), **HintBase(hints).fates()}
             return told | self.cost(talking, trying)
 
-        key = {"reflection": plain(r), "rounds": self.rounds, "seed": self.cfg.seed}
-        key |= self.reward_key
+        key = {"reflection": plain(r), "rounds": self.rounds, "seed": self.cfg.seed, **self.reward_key}
         folder = self.stage(f"round_{number}/hints", build, key, *self.made_from(number))
         base = HintBase.load(folder / "hints.json")
         if not base.kept:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_rec.data.canonical import RatingsData
-from lit_rec.data.columns import EARLIEST, LATEST
+from lit_rec.data.columns import EARLIEST, LATEST, day
 from lit_rec.data.lists import ListSet
 from lit_rec.data.session_sets import SessionData
 from lit_rec.data.splits import Splits
@@ -233,12 +233,7 @@ def _time_checks(data: RatingsData, lists: ListSet, fault: str, calendar: str | 
     """Whether a history holds what came after the first item it is to predict; by days of a time zone, or seconds."""
     clock = pl.col("timestamp")
     if calendar is not None:
-        clock = (
-            pl.from_epoch(clock.floor().cast(pl.Int64))
-            .dt.replace_time_zone("UTC")
-            .dt.convert_time_zone(calendar)
-            .dt.date()
-        )
+        clock = day(clock, calendar)
     first = data.interactions.group_by("user", "item").agg(clock.min().alias("first"), clock.max().alias("last"))
     users, places = (lists.history_items > 0).nonzero(as_tuple=True)
     past = pl.DataFrame({"user": users.numpy(), "item": lists.history_items[users, places].numpy()})
