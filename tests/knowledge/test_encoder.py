@@ -1,14 +1,20 @@
 """Texts to vectors, against plain loops over one text at a time."""
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from lit_rec.errors import UserError
 from lit_rec.knowledge.encoder import TextEncoder
+from lit_rec.knowledge.packed import PackedLinear
+from lit_rec.llm.loading import native_bf16
 from tests.tiny import save_encoder
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -89,3 +95,37 @@ def test_missing_encoder_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         TextEncoder(str(tmp_path / "nothing"))
     assert "encoder" in caught.value.where
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(folder: Path, threads: int) -> None:
+    """Nor are they fewer afterwards, for whoever computes then, in a thread begun before or after."""
+    texts = [" ".join(WORDS[: 1 + i % 17]) for i in range(40)]
+    expected = make(folder, batch_size=3).encode(texts)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = make(folder, batch_size=3).encode(texts)
+        assert torch.get_num_threads() == threads
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not native_bf16("cpu"), reason="needs a processor with bfloat16")
+def test_packed_layers_compute_what_they_did(folder: Path) -> None:
+    """The same vectors, but for the rounding of what was rounded before its GELU and is not now."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 16, dtype=torch.bfloat16)
+    plain = nn.Linear(16, 24, dtype=torch.bfloat16)
+    assert torch.equal(PackedLinear(plain)(x), plain(x))
+    exact = F.gelu(F.linear(x.double(), plain.weight.double(), plain.bias.double()))
+    torch.testing.assert_close(PackedLinear(plain, gelu=True)(x).double(), exact, rtol=2**-8, atol=1e-5)
+
+    encoder = make(folder, dtype="bfloat16")
+    kinds = Counter(type(layer) for layer in encoder.model.modules())
+    assert kinds[PackedLinear] > 0
+    assert kinds[nn.Linear] == 0
+    torch.testing.assert_close(encoder.encode(TEXTS), make(folder).encode(TEXTS), rtol=0.02, atol=0.02)
