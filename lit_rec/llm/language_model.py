@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import dtype_name, fingerprint, load_llm, local_source
+from lit_rec.llm.lora import (
+    LoraLayer,
+    PeftLoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from lit_rec.llm.memory import Halving
 from lit_rec.llm.prompts import Messages
 from lit_rec.llm.sampler import Sampler, SamplingSettings
@@ -200,6 +204,9 @@ class LanguageModel:
             self.model.unmerge_adapter()
             for weight, original in zip(weights, kept, strict=True):
                 weight.data.copy_(original)
+
+    def check(self) -> None:
+        """See that it can be asked; one that is loaded here can be."""
 
     def answers(
         self,

@@ -217,7 +217,7 @@ def merged(cfg: LLMConfig, adapter: Path, cache: Path | None = None) -> tuple[An
         adapter: Folder that `PeftModel.from_pretrained` reads.
         cache: Where assets are kept.
     """
-    from peft import PeftModel
+    from lit_rec.llm.lora import PeftModel
 
     whole: Any = OmegaConf.merge(OmegaConf.structured(cfg), {"quantization": None})
     base, tokenizer = load_llm(whole, "cpu", cache)

@@ -4,11 +4,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from lit_rec import distributed
 from lit_rec.llm.language_model import LanguageModel
+from lit_rec.llm.lora import get_peft_model_state_dict
 from lit_rec.policy.losses import preference_loss
 from lit_rec.policy.sequences import answer_logps
 from lit_rec.schema import PolicyConfig

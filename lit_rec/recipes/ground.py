@@ -1,7 +1,7 @@
 """What every split of a run shares: data, candidate lists, prompts, models, and the run folder they are kept in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from lit_rec.knowledge.cache import SharedVectors
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import Prompts
 from lit_rec.llm.sampler import SamplingSettings
-from lit_rec.llm.served import ServedLanguageModel
 from lit_rec.recipes.models import Models, by_one, sharded
 from lit_rec.run.folder import RunFolder
 from lit_rec.run.progress import step
@@ -37,8 +36,12 @@ class Ground(Models):
 
     def __init__(self, cfg: DictConfig, run: RunFolder) -> None:
         super().__init__(cfg, run)
-        kind = partial(ServedLanguageModel, server=cfg.llm.server, run=run.path) if cfg.llm.server else LanguageModel
-        self.llm: LanguageModel = kind(
+        kind: Callable[..., LanguageModel] = LanguageModel
+        if cfg.llm.server:
+            from lit_rec.llm.served import ServedLanguageModel  # takes a second to import
+
+            kind = partial(ServedLanguageModel, server=cfg.llm.server, run=run.path)
+        self.llm = kind(
             cfg.llm,
             cfg.policy.lora,
             self.store,

@@ -23,7 +23,6 @@ from callbacks.rounds import RoundCallback, RoundHooks
 from lit_rec import distributed
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import native_bf16
-from lit_rec.llm.served import ServedLanguageModel
 from lit_rec.policy.dpo import DPOPolicy
 from lit_rec.policy.pairs import PreferenceDataModule
 from lit_rec.recipes.ground import Ground
@@ -52,7 +51,7 @@ def fit(
     extra_callbacks(cfg)  # a mistake there is told before anything is paid for
     if needs_encoder(cfg):
         _ = ground.encoder_key  # an encoder that cannot be had is told before the LLM writes for hours
-    if isinstance(ground.llm, ServedLanguageModel) and uses_llm(cfg) and distributed.main():
+    if uses_llm(cfg) and distributed.main():
         ground.llm.check()
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
     frames, loops = [], []

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,11 +17,13 @@ from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.prompts import item_text
 from lit_rec.llm.ranker import Measure, SessionRanker
 from lit_rec.llm.ranking import RankingPrompts
-from lit_rec.llm.server import ServerModel
 from lit_rec.metrics.sessions import rank_metrics, target_ranks
 from lit_rec.recipes.models import Models, sharded
 from lit_rec.run.progress import step
 from lit_rec.schema import LoraConfig
+
+if TYPE_CHECKING:
+    from lit_rec.llm.server import ServerModel
 
 
 class SessionGround(Models):
@@ -76,7 +78,7 @@ class SessionGround(Models):
     # --- the LLM ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def llm(self) -> LanguageModel | ServerModel:
+    def llm(self) -> "LanguageModel | ServerModel":
         """The frozen LLM: in process, or behind a server."""
         c = self.cfg.llm
         if c.server is None:
@@ -89,6 +91,8 @@ class SessionGround(Models):
                 cache=self.cache,
                 sharded=sharded(self.cfg),
             )
+        from lit_rec.llm.server import ServerModel  # takes a second to import
+
         server = ServerModel.configured(c.server, c, self.store, seed=self.cfg.seed)
         server.check()
         return server

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_rec import __version__, distributed
 from lit_rec.errors import UserError
-from lit_rec.llm.server import ServerModel
+from lit_rec.llm.language_model import LanguageModel
 from lit_rec.recipes import agents, re2llm
 from lit_rec.recipes.session_ground import SessionGround
 from lit_rec.recipes.session_hints import SessionHints
@@ -120,7 +120,7 @@ def _counts(rows: SessionRows) -> dict[str, Any]:
         "computed in this run": ground.store.generated,
         "in the store": len(ground.store),
     }
-    return counts | (asdict(ground.llm.usage) if isinstance(ground.llm, ServerModel) else {})
+    return counts | ({} if isinstance(ground.llm, LanguageModel) else asdict(ground.llm.usage))
 
 
 def _bias(rows: SessionRows) -> pl.DataFrame:
