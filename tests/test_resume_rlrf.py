@@ -7,22 +7,30 @@ import pytest
 from tests.resuming import Resumed
 from tests.worlds import World, make_world
 
+EVERYWHERE = [
+    ["answer", 2],
+    ["before", "zero_shot/answers"],
+    ["after", "zero_shot/reward_model"],
+    ["after", "fold_0_random_pairs.ckpt"],
+    ["before", "random_pairs/policy"],
+    ["after", "fold_0_round.ckpt"],
+    ["before", "round_1/answers"],
+    ["after", "fold_0_round.ckpt"],
+    ["before", "round_2/policy"],
+    ["before", "results.json"],
+    ["before", "report.html"],
+]
+
 
 class TestKilled(Resumed):
     make = staticmethod(make_world)
-    points = [
-        ["answer", 2],
-        ["before", "zero_shot/answers"],
-        ["after", "zero_shot/reward_model"],
-        ["after", "fold_0_random_pairs.ckpt"],
-        ["before", "random_pairs/policy"],
-        ["after", "fold_0_round.ckpt"],
-        ["before", "round_1/answers"],
-        ["after", "fold_0_round.ckpt"],
-        ["before", "round_2/policy"],
-        ["before", "results.json"],
-        ["before", "report.html"],
-    ]
+    points = EVERYWHERE[::2]
+
+
+@pytest.mark.slow
+class TestKilledEverywhere(Resumed):
+    make = staticmethod(make_world)
+    points = EVERYWHERE
 
 
 def with_previous_reference(root: Path) -> World:
