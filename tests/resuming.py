@@ -26,7 +26,7 @@ DRIVER = textwrap.dedent("""
     from lit_rec.llm.store import AnswerStore
     from lit_rec.run import commands
 
-    config, points = sys.argv[1], json.loads(sys.argv[2])
+    plan = json.loads(sys.argv[1])
     replace, add = os.replace, AnswerStore.add
 
 
@@ -57,7 +57,7 @@ DRIVER = textwrap.dedent("""
         AnswerStore.add = patched
 
 
-    for when, where in [*points, ("never", "")]:
+    for config, when, where in plan:
         child = os.fork()
         if child == 0:
             if when == "answer":
@@ -71,15 +71,16 @@ DRIVER = textwrap.dedent("""
 """)
 
 
-def drive(world: World, points: list[list[object]]) -> list[list[object]]:
-    """Run and kill; what became of every attempt."""
-    command = [sys.executable, "-c", DRIVER, world.config, json.dumps(points)]
+def drive(quiet: World, killed: World, points: list[list[object]]) -> list[list[object]]:
+    """Run one, and run and kill the other; what became of every attempt at that."""
+    plan = [[quiet.config, "never", ""], *([killed.config, *point] for point in points), [killed.config, "never", ""]]
+    command = [sys.executable, "-c", DRIVER, json.dumps(plan)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=420)
     attempts = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('["')]
-    assert len(attempts) == len(points) + 1, done.stdout[-2000:] + done.stderr[-4000:]
-    assert attempts[-1][3] == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return attempts
+    assert len(attempts) == len(plan), done.stdout[-2000:] + done.stderr[-4000:]
+    assert attempts[0][3] == attempts[-1][3] == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return attempts[1:]
 
 
 def stored_keys(world: World) -> list[str]:
@@ -107,8 +108,7 @@ class Resumed:
     @pytest.fixture(scope="class")
     def worlds(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Worlds:
         quiet, killed = (request.cls.make(tmp_path_factory.mktemp(name)) for name in ("quiet", "killed"))
-        drive(quiet, [])
-        return Worlds(quiet, killed, request.cls.points, drive(killed, request.cls.points))
+        return Worlds(quiet, killed, request.cls.points, drive(quiet, killed, request.cls.points))
 
     def test_every_point_was_reached(self, worlds: Worlds) -> None:
         assert [(when, where) for when, where, died, _ in worlds.attempts if died] == [tuple(p) for p in worlds.points]

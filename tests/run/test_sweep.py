@@ -241,7 +241,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     ]
     command = [sys.executable, "-c", textwrap.dedent(DRIVER), json.dumps(steps), "[0, 2]"]
     environment = {**os.environ, "PYTHONPATH": ROOT}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=420)
     said = done.stdout + done.stderr
     found = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("STEP ")]
     assert len(found) == len(steps), said[-6000:]
