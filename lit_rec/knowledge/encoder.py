@@ -13,7 +13,7 @@ from lit_rec.knowledge.packed import pack
 from lit_rec.llm.loading import hub_error, pick_dtype
 from lit_rec.threads import side_by_side
 
-ON_CPU = 2000  # tokens per pass there: what a pass computes stays in the cache (a third faster than passes of 10,000)
+ON_CPU = 8000  # bytes of one value of all tokens of a pass there, which then stays in the cache (a fifth faster)
 
 
 class TextEncoder:
@@ -108,7 +108,7 @@ class TextEncoder:
 
     def _batches(self, chunks: list[tuple[int, list[int]]]) -> list[list[tuple[int, list[int]]]]:
         """Chunks, the shortest first, as they go through the model together."""
-        most = ON_CPU if self.model.device.type == "cpu" else math.inf
+        most = ON_CPU // self.model.dtype.itemsize if self.model.device.type == "cpu" else math.inf
         batches: list[list[tuple[int, list[int]]]] = []
         for chunk in chunks:
             full = not batches or len(batches[-1]) == self.batch_size
