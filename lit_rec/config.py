@@ -145,8 +145,10 @@ def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         HydraException: The folder cannot be searched.
     """
+    store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        ConfigStore.instance().store(name=name, node=schema)
+        if f"{name}.yaml" not in store.repo:  # it takes as long as half of composing
+            store.store(name=name, node=schema)
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
         shipped = quoted(f"file://{configs_dir()}")
@@ -158,8 +160,14 @@ def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -
     order: list[str] = []
     try:
         with composing(folder, overrides) as wanted:
-            order = _order(name, wanted[len(overrides) :])
-            cfg = compose(name, overrides=wanted)
+            search = wanted[len(overrides) :]
+            try:
+                cfg = compose(name, overrides=wanted)
+            except Exception:
+                order = _order(name, search)
+                raise
+            if not _begins_with_schema(folder / f"{name}.yaml"):
+                order = _order(name, search)
         missing = sorted(missing_values(OmegaConf.to_container(cfg, resolve=False)))
         OmegaConf.resolve(cfg)
     except (
@@ -195,6 +203,13 @@ def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -
             raise _not_allowed(target, key)
     check(cfg)
     return cfg
+
+
+def _begins_with_schema(file: Path) -> bool:
+    """Whether a file's own list shows that nothing stands before a schema: its order need not be looked at then."""
+    kept = yaml.safe_load(file.read_bytes()) if file.is_file() else None
+    defaults = kept.get("defaults") if isinstance(kept, dict) else None
+    return isinstance(defaults, list) and bool(defaults) and str(defaults[0]) in SCHEMAS
 
 
 def _order(name: str, search: Sequence[str]) -> list[str]:
