@@ -12,7 +12,7 @@ ROWS = 2000  # for which oneDNN chooses the layout; it computes other numbers of
 class PackedLinear(nn.Module):
     """A linear layer whose weights lie in oneDNN's blocks already, with the GELU behind it where there is one.
 
-    `nn.Linear` has them rearranged at every call, which takes a sixth of an encoder's time. The operators are the ones
+    `nn.Linear` has them rearranged at every call, which takes an eighth of an encoder's time. The operators are those
     that `torch.compile` puts in the place of a frozen linear layer.
     """
 
