@@ -24,6 +24,12 @@ from lit_rec.keys import SCHEMAS, check_keys, missing_values, unknown_key
 RUN = "lit_rec_run"  # name of the configuration that a run folder's own file is composed below
 # What a configuration may have built. Below torch and Lightning as a whole are classes that start processes.
 ALLOWED_TARGETS = ("lit_rec.", "callbacks.", "lightning.pytorch.callbacks.", "torchmetrics.")
+# What Hydra and OmegaConf raise over what a user wrote.
+MISTAKES = (
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+    *(AttributeError, AssertionError),  # what OmegaConf says to a value for a part of a part that is null
+    *(ValueError, TypeError, RecursionError),  # and both to a file that is YAML and nothing else
+)
 
 
 def configs_dir() -> Path:
@@ -157,25 +163,14 @@ def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -> DictConfig:
     """Compose and check a configuration; `path` is what messages call it."""
-    order: list[str] = []
     try:
         with composing(folder, overrides) as wanted:
-            search = wanted[len(overrides) :]
-            try:
-                cfg = compose(name, overrides=wanted)
-            except Exception:
-                order = _order(name, search)
-                raise
-            if not _begins_with_schema(folder / f"{name}.yaml"):
-                order = _order(name, search)
+            cfg = compose(name, overrides=wanted)
         missing = sorted(missing_values(OmegaConf.to_container(cfg, resolve=False)))
         OmegaConf.resolve(cfg)
-    except (
-        *(HydraException, OmegaConfBaseException, yaml.YAMLError),
-        *(AttributeError, AssertionError),  # what OmegaConf says to a value for a part of a part that is null
-        *(ValueError, TypeError, RecursionError),  # and both to a file that is YAML and nothing else
-    ) as error:
-        raise _explain(error, path, next((SCHEMAS[one] for one in order if one in SCHEMAS), None)) from error
+    except MISTAKES as error:
+        schema = next((SCHEMAS[one] for one in _order(folder, name) if one in SCHEMAS), None)
+        raise _explain(error, path, schema) from error
     if missing:
         raise UserError(
             f"a value is missing: {', '.join(missing)}",
@@ -189,13 +184,14 @@ def _load(folder: Path, name: str, overrides: Sequence[str], path: str | Path) -
             why="its defaults list does not begin with a recipe, so no key could be checked",
             fix=f"begin the file with `defaults: [SCHEMA, _self_]`, SCHEMA being one of {', '.join(SCHEMAS)}",
         )
+    order = [] if _begins_with_schema(folder / f"{name}.yaml") else _order(folder, name)
     if order and order[0] not in SCHEMAS:
-        schema = next(one for one in order if one in SCHEMAS)
+        first = next(one for one in order if one in SCHEMAS)
         raise UserError(
-            f"{schema} is not the first of the defaults list",
+            f"{first} is not the first of the defaults list",
             where=f"config {path}",
             why="a schema sets every key to its default again, whatever stands before it",
-            fix=f"begin the list with it: `defaults: [{schema}, ..., _self_]`",
+            fix=f"begin the list with it: `defaults: [{first}, ..., _self_]`",
         )
     check_keys(cfg, f"config {path}")
     for key, target in _targets(cfg):
@@ -212,11 +208,12 @@ def _begins_with_schema(file: Path) -> bool:
     return isinstance(defaults, list) and bool(defaults) and str(defaults[0]) in SCHEMAS
 
 
-def _order(name: str, search: Sequence[str]) -> list[str]:
+def _order(folder: Path, name: str) -> list[str]:
     """What a configuration is composed of, in order; nothing where the list cannot be made, which composing tells."""
     try:
-        found = GlobalHydra.instance().config_loader().compute_defaults_list(name, list(search), RunMode.RUN).defaults
-    except HydraException:
+        with composing(folder, []) as search:
+            found = GlobalHydra.instance().config_loader().compute_defaults_list(name, search, RunMode.RUN).defaults
+    except MISTAKES:
         return []
     return [one.config_path for one in found if one.config_path and not (one.package or "").startswith("hydra")]
 

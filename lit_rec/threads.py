@@ -1,6 +1,6 @@
 """How many threads compute."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -27,15 +27,15 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def side_by_side(call: Callable[[Thing], Result], things: Iterable[Thing], wanted: bool = True) -> Iterator[Result]:
+def side_by_side(call: Callable[[Thing], Result], things: Sequence[Thing], wanted: bool = True) -> Iterator[Result]:
     """What `call` gives for each of the things, in their order; the cores each take a call of their own meanwhile.
 
-    Calls of many small operations are done sooner so than one after another by all cores. A call must enter
-    `torch.inference_mode` by itself: threads do not inherit it.
+    Calls of many small operations are done sooner so than one after another by all cores, of which one call alone has
+    the use. A call must enter `torch.inference_mode` by itself: threads do not inherit it.
     """
     cores = torch.get_num_threads()
-    workers = min(cores, MOST)
-    if workers == 1 or not wanted:
+    workers = min(cores, MOST, len(things))
+    if workers < 2 or not wanted:
         yield from map(call, things)
         return
     try:

@@ -28,8 +28,7 @@ class TestKilled(Resumed):
 
 
 @pytest.mark.slow
-class TestKilledEverywhere(Resumed):
-    make = staticmethod(make_world)
+class TestKilledEverywhere(TestKilled):
     points = EVERYWHERE
 
 

@@ -28,6 +28,5 @@ class TestKilled(Resumed):
 
 
 @pytest.mark.slow
-class TestKilledEverywhere(Resumed):
-    make = staticmethod(make_unified_world)
+class TestKilledEverywhere(TestKilled):
     points = EVERYWHERE

@@ -1,6 +1,5 @@
 """MovieLens-1M and MovieLens-100K."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +165,16 @@ class MovieLens1M:
         nothing there; only of another one (of numbers that begin with a zero, without a last line feed) are the columns
         between read as well, which takes half as long again.
         """
-        if not path.stat().st_size:
+        size = path.stat().st_size
+        if not size:
             raise UserError("the file of ratings is empty", where=str(path), fix="fetch or unpack the data set again")
         try:
             table = _split_by_colon(path, "uirt")
             if table.select(pl.any_horizontal(pl.all().is_null()).any()).item():
                 raise ValueError("a field is empty")
             with path.open("rb") as file:
-                file.seek(-1, os.SEEK_END)
+                file.seek(size - 1)
                 last = file.read()
-                size = file.tell()
             if last != b"\n" or size != sum(map(_digits, table)) + len(table) * len("::::::\n"):
                 between = _split_by_colon(path, "abcuirt").select("a", "b", "c")
                 if between.select(pl.any_horizontal(pl.all().is_not_null()).any()).item():
