@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lit_rec import __version__, distributed
 from lit_rec.errors import UserError
@@ -20,12 +20,12 @@ from lit_rec.run.cost import cost_sentence
 from lit_rec.run.export import check_finished, check_target, export_models
 from lit_rec.run.folder import RunFolder, write_atomic
 from lit_rec.run.hint_report import hint_table
-from lit_rec.run.outcome import commit, describe_environment, finished_run, replace_folder
+from lit_rec.run.outcome import commit, finished_run, leave_results, replace_folder, tell_finished
 from lit_rec.run.plan import PlannedRun
 from lit_rec.run.predict import final_reranker, predict
 from lit_rec.run.progress import console, tell_results
 from lit_rec.run.rehearsal import rehearse
-from lit_rec.run.results import render_table, result_rows, write_results
+from lit_rec.run.results import render_table, result_rows
 from lit_rec.run.rlrf_report import hint_story, report, round_summaries, round_table, run_cost
 from lit_rec.run.stories import RERANKING
 from lit_rec.run.validate_data import validate_data
@@ -48,12 +48,7 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
             protocol=cfg.lists.protocol,
             whole=cfg.users is None,
         )
-        (run.path / "report.html").unlink(missing_ok=True)  # a folder that has everything is of one configuration
-        write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
-        keep_final(loops[0], run)
-        write_results(run.path / "results.json", rows)  # last: a folder that has it is a finished run's
-        environment = describe_environment(time.perf_counter() - started)
-        write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
+        environment = leave_results(cfg, run, rows, lambda: keep_final(loops[0], run), started)
         headline = choose_headline(frames, convention=convention_of(cfg))
         comparisons = compare_rows(RERANKING.with_layouts(frames, cfg), headline)
         rounds = round_summaries(loops[0], rows)
@@ -67,14 +62,8 @@ def fit_rlrf(cfg: DictConfig, args: argparse.Namespace) -> None:
             console.print(round_table(rounds))
         if hints is not None:
             console.print(hint_table(hints))
-        console.print(
-            f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store. "
-            f"{time.perf_counter() - started:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.\n"
-            f"Report: {run.path / 'report.html'}\n"
-            f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
-            highlight=False,
-        )
-        tell_results(rows, headline.counts, command="fit", results=str(run.path / "results.json"))
+        answers = f"{made:,} LLM answers written, {len(loops[0].ground.store):,} in the store."
+        tell_finished(run, rows, headline, answers, environment)
 
 
 def convention_of(cfg: DictConfig) -> str:

@@ -1,22 +1,27 @@
 """What every finished run has: its versions, machine and cost, and a folder that can be opened again."""
 
+import json
 import os
 import platform
 import resource
 import shutil
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lit_rec import __version__
 from lit_rec.errors import UserError
-from lit_rec.run.folder import LIBRARIES, RunFolder, publish
+from lit_rec.run.folder import LIBRARIES, RunFolder, publish, write_atomic
+from lit_rec.run.headline import Headline
+from lit_rec.run.progress import console, tell_results
+from lit_rec.run.results import write_results
 
 
 @cache
@@ -41,6 +46,43 @@ def describe_environment(seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(usage / 2**20, 2),
     }
+
+
+def leave_results(
+    cfg: DictConfig, run: RunFolder, rows: list[dict[str, Any]], keep: Callable[[], None], started: float
+) -> dict[str, Any]:
+    """Write what every finished run has at the top of its folder.
+
+    Args:
+        cfg: The configuration.
+        run: The run folder.
+        rows: The lines of results.json.
+        keep: Copies the final models there.
+        started: `time.perf_counter()` when the command began.
+
+    Returns:
+        The lines of environment.json.
+    """
+    (run.path / "report.html").unlink(missing_ok=True)  # a folder that has everything is of one configuration
+    write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
+    keep()
+    write_results(run.path / "results.json", rows)  # last: a folder that has it is a finished run's
+    environment = describe_environment(time.perf_counter() - started)
+    write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
+    return environment
+
+
+def tell_finished(
+    run: RunFolder, rows: list[dict[str, Any]], headline: Headline, answers: str, environment: Mapping[str, Any]
+) -> None:
+    """Print what a run did in numbers and where everything lies; `answers`: what was asked of the LLM."""
+    console.print(
+        f"{answers} {environment['seconds']:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.\n"
+        f"Report: {run.path / 'report.html'}\n"
+        f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
+        highlight=False,
+    )
+    tell_results(rows, headline.counts, command="fit", results=str(run.path / "results.json"))
 
 
 def finished_run(cfg: DictConfig, *, wait: float = 0) -> RunFolder:

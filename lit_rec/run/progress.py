@@ -120,8 +120,10 @@ class Step:
         return (self.extra / self.seconds, "tokens") if self.extra else (self.done / self.seconds, self._unit)
 
     def rate(self) -> str:
-        """`speed` in words."""
+        """`speed` in words; the other way round where a unit takes more than a second."""
         speed, unit = self.speed()
+        if 0 < speed < 1 and not self.extra:
+            return f"{1 / speed:,.1f} s each"
         return f"{speed:,.{0 if self.extra else 1}f} {unit}/s"
 
 

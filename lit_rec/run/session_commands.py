@@ -19,13 +19,13 @@ from lit_rec.recipes.session_hints import SessionHints
 from lit_rec.recipes.session_rows import AGENTS, SessionRows, uses_hints
 from lit_rec.run.comparisons import choose_headline, compare_rows
 from lit_rec.run.export_agent import export_agent
-from lit_rec.run.folder import RunFolder, write_atomic
+from lit_rec.run.folder import RunFolder
 from lit_rec.run.hint_report import hint_table
-from lit_rec.run.outcome import commit, describe_environment, finished_run, replace_folder
+from lit_rec.run.outcome import commit, finished_run, leave_results, replace_folder, tell_finished
 from lit_rec.run.plan import PlannedRun
 from lit_rec.run.progress import console, tell_results
 from lit_rec.run.report import write_report
-from lit_rec.run.results import render_table, result_rows, write_results
+from lit_rec.run.results import render_table, result_rows
 from lit_rec.run.session_report import SessionStory
 from lit_rec.run.stories import SESSIONS
 
@@ -43,15 +43,7 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
         if not distributed.leave():
             return
         lines = lines_of(frames, rows)
-        (run.path / "report.html").unlink(missing_ok=True)  # a folder that has everything is of one configuration
-        write_atomic(run.path / "config.yaml", OmegaConf.to_yaml(cfg))
-        hinted = uses_hints(cfg)
-        if hinted:
-            rows.loop.base(rows.rounds).save(run.path / "hints.json")
-            replace_folder(run.stage(f"round_{rows.rounds}/agent"), run.path / "agent")
-        write_results(run.path / "results.json", lines)  # last: a folder that has it is a finished run's
-        environment = describe_environment(time.perf_counter() - started)
-        write_atomic(run.path / "environment.json", json.dumps(environment, indent=1))
+        environment = leave_results(cfg, run, lines, lambda: keep_final(rows, run), started)
         headline = choose_headline(frames, story=SESSIONS)
         comparisons = compare_rows(frames, headline, story=SESSIONS)
         story = story_of(rows)
@@ -68,16 +60,17 @@ def fit(cfg: DictConfig, args: argparse.Namespace) -> None:
             hints=story,
         )
         console.print(render_table(lines, frames, headline=headline, comparisons=comparisons, story=SESSIONS))
-        if hinted:
+        if uses_hints(cfg):
             console.print(hint_table(story))
-        console.print(
-            f"{made:,} LLM answers computed, {len(rows.ground.store):,} in the store. "
-            f"{time.perf_counter() - started:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.\n"
-            f"Report: {run.path / 'report.html'}\n"
-            f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
-            highlight=False,
-        )
-        tell_results(lines, headline.counts, command="fit", results=str(run.path / "results.json"))
+        answers = f"{made:,} LLM answers computed, {len(rows.ground.store):,} in the store."
+        tell_finished(run, lines, headline, answers, environment)
+
+
+def keep_final(rows: SessionRows, run: RunFolder) -> None:
+    """Copy the hints and the agent to the top of the run folder, where the run has any."""
+    if uses_hints(rows.cfg):
+        rows.loop.base(rows.rounds).save(run.path / "hints.json")
+        replace_folder(run.stage(f"round_{rows.rounds}/agent"), run.path / "agent")
 
 
 def lines_of(frames: pl.DataFrame, rows: SessionRows) -> list[dict[str, Any]]:

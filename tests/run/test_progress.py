@@ -112,3 +112,11 @@ def test_rate_counts_what_is_finer_once_it_is_known() -> None:
         progress(1, 5)
         assert progress.speed()[1] == "tokens"
         assert (progress.done, progress.extra, progress.computed) == (3, 5, 1)
+
+
+def test_slow_units_are_told_in_seconds_each() -> None:
+    with shown_as(QUIET), step("x", 2, "seeds") as progress:
+        progress._started -= 20
+        assert progress.rate() == "0.0 seeds/s"  # none is done
+        progress(2)
+        assert progress.rate() == "10.0 s each"
