@@ -366,7 +366,7 @@ class TestVariants:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("lit_rec.run.commands.write_results", killed)
+            patch.setattr("lit_rec.run.outcome.write_results", killed)
             main(more)
         cfg = OmegaConf.to_container(load_config(world.config, more[3:]))
         assert not is_finished(tmp_path / "run", cfg)
