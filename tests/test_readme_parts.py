@@ -7,10 +7,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from hydra.utils import instantiate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import callbacks
 from lit_rec.cli import main
+from lit_rec.config import load_config
+from lit_rec.data.canonical import sample_users
 from tests.worlds import BARE, World, assert_told, make_world
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -54,6 +57,18 @@ def test_ones_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert_told(capsys, main(["validate-data", "--config", "teas.yaml"]), "ratings outside the scale", where)
     assert main(["show-config", "--config", "teas.yaml"]) == 0
     assert "item_noun: tea\n" in capsys.readouterr().out
+
+
+@pytest.mark.registry
+def test_who_is_asked_about_takes_part_in_the_quickstart() -> None:
+    """It has a sample of the users, and `lit_rec.load` knows nobody else."""
+    calls = re.findall(r"recommender\.\w+\(\"(\d+)\"(?:, (\[.*?\]))?\)", README)
+    assert len(calls) == 2
+    cfg = load_config(Path(__file__).parents[1] / "configs/quickstart.yaml")
+    data = sample_users(instantiate(cfg.data).load(), cfg.users, cfg.seed)
+    for user, items in calls:
+        assert user in set(data.users["user_id"])
+        assert set(json.loads(items or "[]")) <= set(data.items["item_id"])
 
 
 def test_the_parts_are_short() -> None:

@@ -109,6 +109,11 @@ class Candidates:
     names: list[str]
 
 
+def not_among(data: RatingsData) -> str:
+    """Completes "3 ids ...": whom a run does not know, which may have taken a sample of the data set's users."""
+    return f"are not among the {data.n_users:,} users that the run has of {data.name}"
+
+
 def test_lists(loop: Loop) -> Candidates:
     """The test users' own lists."""
     lists = loop.ground.lists
@@ -146,7 +151,7 @@ def lists_of(given: Given, data: RatingsData, new: pl.Series | None = None) -> C
         UserError: A column is missing, there is no line, an id is unknown, a list has an item twice or several users.
     """
     given.need(("user_id", "item_id"), "name the columns user_id, item_id and, for several lists per user, list_id")
-    people, why = data.users["user_id"], f"do not occur in {data.name}"
+    people, why = data.users["user_id"], not_among(data)
     if new is not None:
         people, why = pl.concat([people, new]), f"{why}, nor in the history"
     table = pl.DataFrame(

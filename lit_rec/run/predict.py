@@ -21,7 +21,7 @@ from lit_rec.rerankers.features import USER
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import load_reranker
-from lit_rec.run.candidates import Candidates, Given, lists_of, rank_table, read_table, test_lists
+from lit_rec.run.candidates import Candidates, Given, lists_of, not_among, rank_table, read_table, test_lists
 from lit_rec.run.folder import RunFolder, publish
 from lit_rec.run.newcomers import Newcomers, describe, newcomers_of
 from lit_rec.run.outcome import finished_run
@@ -196,8 +196,8 @@ class UserPredictor:
         Raises:
             UserError: The user is unknown.
         """
-        why, fix = f"do not occur in {self.data.name}", "name a user of the data the run was trained on"
-        return self.texts.get(int(given.known("user_id", self.data.users["user_id"], why, fix)[0]), "")
+        fix = "name a user of the data the run was trained on"
+        return self.texts.get(int(given.known("user_id", self.data.users["user_id"], not_among(self.data), fix)[0]), "")
 
     def strangers(self, wanted: Candidates) -> Tensor:
         """Which of the new people are asked for: rows of `Newcomers`, ascending."""
