@@ -2,9 +2,11 @@
 
 import difflib
 import math
+import operator
 import re
 import zoneinfo
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -94,32 +96,55 @@ AT_LEAST = {
 }
 LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 METRIC_NAMES = ("ndcg", "map", "hr", "mrr", "click")
-ABOVE_ZERO = (
-    "policy.lr",
-    "policy.beta",
-    "reranker.lr",
-    "reranker.temperature",
-    "agent.lr",
-    "agent.clip",
-    "agent.max_grad_norm",
-    "agent.reward_scale",
-    "reflection.similarity",
-    "llm.server.timeout",
-)
 # What of `fit_sasrec` evaluation.sasrec may say; the rest is the run's.
 SASREC = ("max_length", "dim", "blocks", "heads", "dropout", "lr", "negatives", "batch_size", "max_epochs", "patience")
 FIELD = 32  # width of a reranker's embeddings
 POSITIONS = 100  # that PRM learns, unless reranker.args.max_length says otherwise
-SHARES = ("llm.top_p", "reflection.top_p")  # above 0, at most 1
-NOT_BELOW_ZERO = (
-    *("llm.temperature", "reflection.temperature", "agent.entropy_coef", "agent.exploration"),
-    *("policy.weight_decay", "policy.gradient_clip", "pairs.min_gap", "seed"),
-    *("agent.state_noise", "agent.value_coef", "agent.weight_decay"),
-)
-# From 0 up to but not including this.
-BELOW = {"policy.label_smoothing": 0.5, "policy.lora.dropout": 1.0}
 LARGEST_SEED = 2**32 - 1  # of Lightning and NumPy
 ENDLESS = ("policy.gradient_clip", "agent.max_grad_norm", "agent.target_kl", "reflection.min_gain")  # inf: no limit
+# What a number must be: in words, as a condition, and of which keys. null is for the schema to allow.
+RULES: tuple[tuple[str, Callable[[Any], bool], Iterable[str]], ...] = (
+    *((f"at least {least}", partial(operator.le, least), (key,)) for key, least in AT_LEAST.items()),
+    (
+        "a number above 0",
+        lambda value: value > 0,
+        (
+            *("policy.lr", "policy.beta", "reranker.lr", "reranker.temperature", "agent.lr", "agent.clip"),
+            *("agent.max_grad_norm", "agent.reward_scale", "reflection.similarity", "llm.server.timeout"),
+        ),
+    ),
+    (
+        "a number of at least 0",
+        lambda value: value >= 0,
+        (
+            *("llm.temperature", "reflection.temperature", "policy.weight_decay", "policy.gradient_clip"),
+            *("pairs.min_gap", "agent.entropy_coef", "agent.state_noise", "agent.value_coef", "agent.weight_decay"),
+        ),
+    ),
+    ("above 0 and at most 1", lambda value: 0 < value <= 1, ("llm.top_p", "reflection.top_p")),
+    (
+        "a number from 0 up to but not including 1",
+        lambda value: 0 <= value < 1,
+        ("policy.lora.dropout", "agent.exploration"),
+    ),
+    ("a number from 0 up to but not including 0.5", lambda value: 0 <= value < 0.5, ("policy.label_smoothing",)),
+    ("a share of a round's updates, from 0 to 1", lambda value: 0 <= value <= 1, ("policy.warmup",)),
+    (f"a number from 0 to {LARGEST_SEED}", lambda value: 0 <= value <= LARGEST_SEED, ("seed",)),
+    ("at least 1, or null for all", lambda value: value >= 1, ("pairs.users", "pairs.max_pairs")),
+    ("at least 1, or null for every rank", lambda value: value >= 1, ("agent.k",)),
+    ("at least 2, or null for all candidates", lambda value: value >= 2, ("ranking.shortlist",)),
+    ("a number above 0, or null to make all updates", lambda value: value > 0, ("agent.target_kl",)),
+    (
+        "at least 1, or null for as many as the process may use",
+        lambda value: value >= 1,
+        ("trainer.threads",),
+    ),
+    (
+        "at least 1, or -1 for every GPU of this machine",
+        lambda value: value >= 1 or value == -1,
+        ("trainer.devices",),
+    ),
+)
 
 
 def check(cfg: DictConfig) -> None:
@@ -135,40 +160,17 @@ def check(cfg: DictConfig) -> None:
                 continue
             own = ", or the path of your own: callbacks.mine.NAME" if key in OWN else ""
             raise _bad(key, value, "one of " + ", ".join("null" if c is None else c for c in choices) + own)
-    for key, least in AT_LEAST.items():
-        if has_key(cfg, key) and not (value := OmegaConf.select(cfg, key)) >= least:
-            raise _bad(key, value, f"at least {least}")
-    for key in ABOVE_ZERO:
-        if has_key(cfg, key) and not (value := OmegaConf.select(cfg, key)) > 0:
-            raise _bad(key, value, "a number above 0")
-    for key in NOT_BELOW_ZERO:
-        if has_key(cfg, key) and not (value := OmegaConf.select(cfg, key)) >= 0:
-            raise _bad(key, value, "a number of at least 0")
-    for key, end in BELOW.items():
-        if has_key(cfg, key) and not 0 <= (value := OmegaConf.select(cfg, key)) < end:
-            raise _bad(key, value, f"a number from 0 up to but not including {end:g}")
-    for key in SHARES:
-        if has_key(cfg, key) and not 0 < (value := OmegaConf.select(cfg, key)) <= 1:
-            raise _bad(key, value, "above 0 and at most 1")
-    if has_key(cfg, "policy.warmup") and not 0 <= cfg.policy.warmup <= 1:
-        raise _bad("policy.warmup", cfg.policy.warmup, "a share of a round's updates, from 0 to 1")
-    if cfg.trainer.threads is not None and cfg.trainer.threads < 1:
-        raise _bad("trainer.threads", cfg.trainer.threads, "at least 1, or null for as many as the process may use")
-    if cfg.seed > LARGEST_SEED:
-        raise _bad("seed", cfg.seed, f"at most {LARGEST_SEED}")
+    for words, holds, keys in RULES:
+        for key in keys:
+            if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) is not None and not holds(value):
+                raise _bad(key, value, words)
     if not cfg.run.dir:
         raise _bad("run.dir", "''", "the name of a folder, such as runs/mine")
     _check_time_zones(cfg)
-    if cfg.trainer.devices != -1 and cfg.trainer.devices < 1:
-        raise _bad("trainer.devices", cfg.trainer.devices, "at least 1, or -1 for every GPU of this machine")
     if cfg.trainer.strategy == "fsdp" and cfg.llm.quantization is not None:
         raise _bad("llm.quantization", cfg.llm.quantization, "null with trainer.strategy=fsdp, or strategy=ddp")
     if unknown := sorted({*cfg.logging.to} - {*LOGGERS}):
         raise _bad("logging.to", unknown[0], "; ".join(LOGGERS))
-    if has_key(cfg, "agent.exploration") and not 0 <= cfg.agent.exploration < 1:
-        raise _bad("agent.exploration", cfg.agent.exploration, "a share from 0 up to but not including 1")
-    if has_key(cfg, "agent.target_kl") and (most := cfg.agent.target_kl) is not None and most <= 0:
-        raise _bad("agent.target_kl", most, "a number above 0, or null to make all updates")
     (_check_re2llm if cfg.recipe == "re2llm" else _check_rlrf)(cfg)
     if cfg.recipe == "unified":
         _check_unified(cfg)
@@ -236,9 +238,6 @@ def _check_rlrf(cfg: DictConfig) -> None:
         raise _bad("evaluation.only_folds", list(e.only_folds), f"different numbers from 0 to {e.folds - 1}, or null")
     if not re.fullmatch(rf"({'|'.join(METRIC_NAMES)})@[1-9]\d*", cfg.reranker.metric):
         raise _bad("reranker.metric", cfg.reranker.metric, f"one of {', '.join(METRIC_NAMES)} with a cut-off: ndcg@5")
-    for key in ("pairs.users", "pairs.max_pairs"):
-        if (most := OmegaConf.select(cfg, key)) is not None and most < 1:
-            raise _bad(key, most, "at least 1, or null for all")
     for key in ("evaluation.test", "evaluation.validation"):
         if not 0 <= OmegaConf.select(cfg, key) < 1:
             raise _bad(key, OmegaConf.select(cfg, key), "a share of the users, from 0 up to but not including 1")
@@ -295,12 +294,8 @@ def _check_re2llm(cfg: DictConfig) -> None:
         if not OmegaConf.select(cfg, key):
             raise _bad(key, [], "one or more values")
     shortlist = cfg.ranking.shortlist
-    if shortlist is not None and shortlist < 2:
-        raise _bad("ranking.shortlist", shortlist, "at least 2, or null for all candidates")
     if shortlist is not None and (cfg.agent.reward == "soft" or cfg.ranking.method == "generate"):
         raise _bad("ranking.shortlist", shortlist, "null: a part of the candidates has no soft reward, and no list")
-    if cfg.agent.k is not None and cfg.agent.k < 1:
-        raise _bad("agent.k", cfg.agent.k, "at least 1, or null for every rank")
     if cfg.evaluation.test is not None and cfg.evaluation.test < 1:
         raise _bad("evaluation.test", cfg.evaluation.test, "at least 1, or null for all test sessions")
     if cfg.reflection.size < cfg.agent.rounds:

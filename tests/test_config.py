@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, SASREC, check, has_key
+from lit_rec.checks import AT_LEAST, CHOICES, METRIC_NAMES, RULES, SASREC, check, has_key
 from lit_rec.config import configs_dir, instantiate, load_config, load_run
 from lit_rec.errors import UserError
 from lit_rec.llm.loading import local_source
@@ -354,6 +354,14 @@ def test_least_values(recipes: dict[str, Any]) -> None:
         with pytest.raises(UserError, match=f"{key}: {least - 1}") as caught:
             check(changed(cfg, key, least - 1))
         assert f"at least {least}" in caught.value.fix
+
+
+def test_every_rule_refuses_what_no_number_of_its_keys_can_be(recipes: dict[str, Any]) -> None:
+    for words, _, keys in RULES:
+        for key in keys:
+            with pytest.raises(UserError, match=f"{re.escape(key)}: -7") as caught:
+                check(changed(having(recipes, key), key, -7))
+            assert caught.value.fix == f"use {words}"
 
 
 @pytest.mark.parametrize(

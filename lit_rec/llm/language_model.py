@@ -122,11 +122,6 @@ class LanguageModel:
         """The model's tokenizer."""
         return self._loaded[1]
 
-    @property
-    def pad_id(self) -> int:
-        """A token id for padding; padded positions are always masked."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-
     def reset_adapter(self) -> None:
         """Back to the untrained adapter, which changes nothing."""
         self.load_adapter(self._loaded[2])
