@@ -7,12 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
-from hydra.utils import instantiate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import callbacks
 from lit_rec.cli import main
-from lit_rec.config import load_config
+from lit_rec.config import instantiate, load_config
 from lit_rec.data.canonical import sample_users
 from tests.worlds import BARE, World, assert_told, make_world
 
@@ -65,7 +64,7 @@ def test_who_is_asked_about_takes_part_in_the_quickstart() -> None:
     calls = re.findall(r"recommender\.\w+\(\"(\d+)\"(?:, (\[.*?\]))?\)", README)
     assert len(calls) == 2
     cfg = load_config(Path(__file__).parents[1] / "configs/quickstart.yaml")
-    data = sample_users(instantiate(cfg.data).load(), cfg.users, cfg.seed)
+    data = sample_users(instantiate(cfg.data, "data").load(), cfg.users, cfg.seed)
     for user, items in calls:
         assert user in set(data.users["user_id"])
         assert set(json.loads(items or "[]")) <= set(data.items["item_id"])
