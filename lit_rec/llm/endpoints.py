@@ -15,7 +15,7 @@ from openai import (
     APIStatusError,
     APITimeoutError,
     AsyncOpenAI,
-    DefaultAsyncHttpxClient,
+    DefaultAioHttpClient,
     Timeout,
 )
 
@@ -180,7 +180,7 @@ class Endpoints:
             for one in self.all:
                 # A proxy of the environment cannot reach this machine's own loopback.
                 direct = urlsplit(one.url).hostname in LOOPBACK
-                http = DefaultAsyncHttpxClient(trust_env=not direct, timeout=timeout)
+                http = DefaultAioHttpClient(trust_env=not direct, timeout=timeout)
                 one.client = await stack.enter_async_context(
                     AsyncOpenAI(base_url=one.url, api_key=key, max_retries=0, timeout=timeout, http_client=http)
                 )
@@ -284,7 +284,7 @@ def explain(
             fix="a smaller ranking.history, or fewer new tokens (ranking.max_new_tokens, reflection.max_new_tokens, "
             "llm.max_new_tokens), or start the server with a longer context",
         )
-    if isinstance(error, APITimeoutError):
+    if isinstance(error, APITimeoutError) and not unreachable(error):
         return UserError(
             f"{url} took too long again and again",
             where="config key llm.server.timeout",

@@ -11,13 +11,13 @@ from tests.benchmarks.harness import Row
 from tests.llm.stub_server import serving
 
 DELAY = 0.2  # seconds per answer
-WAVES = 25  # requests per slot
+REQUESTS = 1_000
 TARGET = 0.9  # of concurrency / DELAY answers per second
 
 
 def measure(concurrency: int, url: str) -> Row:
     """Answers per second against the ideal: from connecting to the last write, imports left out."""
-    prompts = [[{"role": "user", "content": f"question {i} {'word ' * 200}"}] for i in range(concurrency * WAVES)]
+    prompts = [[{"role": "user", "content": f"question {i} {'word ' * 200}"}] for i in range(REQUESTS)]
     with tempfile.TemporaryDirectory() as folder:
         llm = ServerModel("m", [url], AnswerStore(folder), concurrency=concurrency)
         llm.answers([[{"role": "user", "content": "a first one, which imports what is needed"}]], [1])
@@ -25,7 +25,7 @@ def measure(concurrency: int, url: str) -> Row:
         llm.answers(prompts, [1] * len(prompts))
         taken, worked = time.perf_counter() - started, time.process_time() - worked
     rate, ideal = len(prompts) / taken, concurrency / DELAY
-    work = f"{len(prompts)} requests to a server that takes 200 ms, {concurrency} at a time"
+    work = f"{len(prompts):,} requests to a server that takes 200 ms, {concurrency} at a time"
     note = f"{1000 * worked / len(prompts):.1f} ms of processor time each"
     return Row(work, "the ideal", rate, ideal, "answers/s", rate / ideal, TARGET, note)
 
