@@ -27,6 +27,7 @@ from lit_rec.llm.endpoints import (
     explain,
     read_key,
     server_words,
+    slow,
     transient,
     unreachable,
 )
@@ -150,7 +151,7 @@ class RemoteAdapters:
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self.max_retries + 1),
             wait=wait_exponential(FIRST_PAUSE, LONGEST_PAUSE),
-            retry=retry_if_exception(lambda e: transient(e) and not isinstance(e, APITimeoutError)),
+            retry=retry_if_exception(lambda e: transient(e) and not slow(e)),
             reraise=True,
         )
         async for attempt in retrying:

@@ -94,11 +94,14 @@ def retry_after(error: BaseException | None) -> float | None:
     return max(seconds, 0.0) if seconds == seconds else None
 
 
+def slow(error: BaseException | None) -> bool:
+    """Whether an answer took too long. A connection that broke is no slow answer, though aiohttp calls it a timeout."""
+    return isinstance(error, APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout"
+
+
 def unreachable(error: BaseException | None) -> bool:
     """Whether the server could not be talked to at all; a slow answer is another matter."""
-    if isinstance(error, APITimeoutError):
-        return type(error.__cause__).__name__ == "ConnectTimeout"
-    return isinstance(error, APIConnectionError)
+    return isinstance(error, APIConnectionError) and not slow(error)
 
 
 def transient(error: BaseException) -> bool:
@@ -284,7 +287,7 @@ def explain(
             fix="a smaller ranking.history, or fewer new tokens (ranking.max_new_tokens, reflection.max_new_tokens, "
             "llm.max_new_tokens), or start the server with a longer context",
         )
-    if isinstance(error, APITimeoutError) and not unreachable(error):
+    if slow(error):
         return UserError(
             f"{url} took too long again and again",
             where="config key llm.server.timeout",
