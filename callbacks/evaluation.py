@@ -46,13 +46,13 @@ class RoundEvaluation(RoundHooks):
         loop.keep_policy(state, before, self.rule, policy.cfg, never if rounds.passed(number) else build)
         loop.answers(state)
         loop.rewards(state)
-        self._divergence(policy, rounds, state)
+        self._divergence(policy, rounds, number)
         if fresh:
             log_state(loop, state, number)
 
-    def _divergence(self, policy: DPOPolicy, rounds: RoundCallback, state: str) -> float | None:
+    def _divergence(self, policy: DPOPolicy, rounds: RoundCallback, number: int) -> float | None:
         """KL(policy || untrained model) per answer, along the policy's own answers to held-out users."""
-        loop = rounds.loop
+        loop, state = rounds.loop, rounds.state_of(number)
         held_out = loop.answers(state).filter((pl.col("split") == "validation") & (pl.col("sample") == 0))
         rows = held_out.head(KL_ANSWERS)
 
@@ -77,7 +77,7 @@ class RoundEvaluation(RoundHooks):
             (work / "divergence.json").write_text(json.dumps({"kl": kl, "answers": len(found)}))
             return {"kl": kl}
 
-        return loop.keep_divergence(state, build)
+        return loop.keep_divergence(state, never if rounds.passed(number) else build)
 
 
 def sampled(example: Example, ends: set[int], finish: str) -> Example:

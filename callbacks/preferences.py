@@ -41,7 +41,7 @@ class PreferenceRounds(RoundHooks):
         pairs = rounds.loop.pairs(state, self.rule)
         if not len(pairs):
             raise UserError(
-                f"round {number} has no preference pair: every training user's answers got equal rewards",
+                f"round {number} has no preference pair: no training user's answers differ enough in their rewards",
                 where="config keys pairs and reward",
                 fix="more answers (pairs.samples), a finer reward (reward.metric=soft), a smaller pairs.min_gap, or "
                 "knowledge.encode=answer",

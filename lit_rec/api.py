@@ -36,6 +36,7 @@ import polars as pl
 from omegaconf import DictConfig
 
 from lit_rec.config import load_run
+from lit_rec.data.assets import caching
 from lit_rec.errors import UserError
 from lit_rec.run.candidates import Given
 from lit_rec.run.outcome import finished_run
@@ -72,7 +73,7 @@ class Recommender:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.config = cfg
-        with finished_run(cfg, wait=WAIT) as run:
+        with caching(cfg.run.cache), finished_run(cfg, wait=WAIT) as run:
             self._users = None if cfg.recipe == "re2llm" else UserPredictor(cfg, run)
             self._sessions = SessionPredictor(cfg, run) if cfg.recipe == "re2llm" else None
 

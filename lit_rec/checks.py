@@ -8,6 +8,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -164,6 +165,8 @@ def check(cfg: DictConfig) -> None:
         for key in keys:
             if has_key(cfg, key) and (value := OmegaConf.select(cfg, key)) is not None and not holds(value):
                 raise _bad(key, value, words)
+    if has_key(cfg, "llm.server.urls"):
+        _check_server(cfg.llm.server)
     if not cfg.run.dir:
         raise _bad("run.dir", "''", "the name of a folder, such as runs/mine")
     _check_time_zones(cfg)
@@ -201,6 +204,39 @@ def _check_texts(cfg: DictConfig) -> None:
                 why="configurations are kept in run folders and reports",
                 fix="leave it out: keys and passwords are read from environment variables alone",
             )
+
+
+def check_url(url: str) -> str:
+    """A base URL without its trailing slash.
+
+    Raises:
+        UserError: It is none, or it would carry a secret into configurations and messages.
+    """
+    parts, where = urlsplit(url), "config key llm.server.urls"
+    if "@" in parts.netloc or parts.query:
+        raise UserError(
+            "a base URL carries no password and no query",
+            where=where,
+            fix="give the plain address; the key is read from the environment variable that llm.server.key_env names",
+        )
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise UserError(f"{url!r} is no base URL", where=where, fix="write it like http://localhost:8000/v1")
+    if parts.path.rstrip("/").endswith("/completions"):
+        raise UserError(f"{url!r} is not the base URL", where=where, fix="leave out /chat/completions")
+    return url.rstrip("/")
+
+
+def _check_server(server: Any) -> None:
+    """Refuse what is no address, and what looks like the key itself where its variable is to be named."""
+    for url in server.urls:
+        check_url(url)
+    if server.key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", server.key_env):
+        raise UserError(
+            "this is no name of an environment variable",
+            where="config key llm.server.key_env",
+            why="configurations are kept in run folders and reports: a key must not stand in them",
+            fix="put the key into a variable, and name it: OPENAI_API_KEY; or null, where the server wants none",
+        )
 
 
 def _check_time_zones(cfg: DictConfig) -> None:
@@ -255,11 +291,20 @@ def _check_rlrf(cfg: DictConfig) -> None:
     unknown = set(cfg.evaluation.inputs) - {"answer", "kar", "both"}
     if unknown:
         raise _bad("evaluation.inputs", sorted(unknown)[0], "answer, kar and both")
+    _check_smoothing(cfg.policy)
     if cfg.llm.temperature == 0:
         raise _bad("llm.temperature", 0, "a number above 0: equal answers make no preference pair")
     if cfg.llm.server is not None and (cfg.llm.hub is None) == (cfg.llm.wheel is None):
         fix = "the model that the server has: it is trained here, so its weights are needed here too"
         raise _bad("llm.hub", cfg.llm.hub, fix)
+
+
+def _check_smoothing(policy: Any) -> None:
+    """Refuse a loss that is another one by its smoothing, and a smoothing that the loss does not have."""
+    if policy.loss == "robust" and policy.label_smoothing == 0:
+        raise _bad("policy.label_smoothing", 0.0, "a share above 0, such as 0.1: without it, robust is sigmoid")
+    if policy.loss in ("ipo", "hinge", "sft") and policy.label_smoothing > 0:
+        raise _bad("policy.label_smoothing", policy.label_smoothing, f"0 with policy.loss={policy.loss}: it has none")
 
 
 def _check_reranker(cfg: DictConfig) -> None:

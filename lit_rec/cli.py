@@ -238,11 +238,12 @@ def _one(args: argparse.Namespace, overrides: list[str], argv: Sequence[str]) ->
                 return launch(argv, Path(cfg.run.dir), count)
         distributed.check(place, cfg.trainer.devices)
         distributed.start(place)
+    from lit_rec.data.assets import caching
     from lit_rec.run import commands
     from lit_rec.run.progress import ALL, JSON, QUIET, console, shown_as
 
     quiet, as_json = (getattr(args, name, False) for name in ("quiet", "json"))
-    with shown_as(JSON if as_json else QUIET if quiet else ALL):
+    with caching(cfg.run.cache), shown_as(JSON if as_json else QUIET if quiet else ALL):
         if said:
             console.print(said, highlight=False)
         commands.COMMANDS[args.command](cfg, args)

@@ -158,7 +158,7 @@ class RewardConfig:
     k: int = 5
     convention: str = "standard"  # standard | kar
     folds: int = 5  # cross-fit: a user is scored by a reranker that never saw that user; 1: as in the paper
-    refresh: bool = False  # retrain the reward reranker on the best answers between rounds
+    refresh: bool = False  # judge the answers after a round by a reranker retrained on the best ones before it
 
 
 @dataclass

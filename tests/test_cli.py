@@ -19,6 +19,7 @@ from huggingface_hub.errors import GatedRepoError
 from omegaconf import OmegaConf
 
 from lit_rec.cli import main
+from lit_rec.data.assets import cache_dir
 from lit_rec.llm import loading
 from lit_rec.run import commands
 from lit_rec.run.folder import RunFolder
@@ -395,6 +396,20 @@ class TestFit:
         told = assert_told(capsys, main([*line, f"{part}.hub={tmp_path}/none"]), f"{tmp_path}/none")
         assert f"config key {part}.hub" in told
 
+    def test_an_encoder_that_does_not_load_is_told_before_the_llm_writes(
+        self, world: World, line: list[str], tmp_path: Path, capsys: Any
+    ) -> None:
+        broken = shutil.copytree(world.root / "encoder", tmp_path / "encoder")
+        (broken / "model.safetensors").unlink()
+        assert_told(capsys, main([*line, f"encoder.hub={broken}", f"run.answers={tmp_path}/answers"]), str(broken))
+        assert not (tmp_path / "answers" / "answers.jsonl").read_text()
+
+    @pytest.mark.parametrize("name", ["EarlyStopping", "RichProgressBar", "Timer"])
+    def test_a_callback_that_cannot_take_part(self, name: str, line: list[str], capsys: Any) -> None:
+        more = ["+callbacks.mine.monitor=loss"] if name == "EarlyStopping" else []
+        target = f"+callbacks.mine._target_=lightning.pytorch.callbacks.{name}"
+        assert_told(capsys, main([*line, target, *more]), name, "config key callbacks.mine")
+
     def test_gated_model(self, line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
         answer: Any = SimpleNamespace(headers={}, request=None)
 
@@ -435,6 +450,14 @@ class TestFit:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
         assert_told(capsys, main([*line, "trainer.accelerator=gpu"]), "GPU", "trainer.accelerator=auto")
         assert_told(capsys, main([*line, "trainer.accelerator=gpuu"]), "gpuu", "trainer.accelerator")
+
+    def test_the_cache_is_that_of_data_sets_too(
+        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Path] = []
+        monkeypatch.setitem(commands.COMMANDS, "validate-data", lambda *_: seen.append(cache_dir()))
+        assert main(["validate-data", "--config", world.config, f"run.cache={tmp_path}/mine"]) == 0
+        assert seen == [tmp_path / "mine"] != [cache_dir()]
 
     def test_run_folder_in_use(self, line: list[str], tmp_path: Path, capsys: Any) -> None:
         with RunFolder(tmp_path / "run"):

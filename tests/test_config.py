@@ -394,6 +394,7 @@ def test_every_rule_refuses_what_no_number_of_its_keys_can_be(recipes: dict[str,
         *(f"{key}=nan" for key in ("policy.lr", "policy.beta", "reranker.temperature", "llm.temperature")),
         *(f"{key}=nan" for key in ("policy.gradient_clip", "pairs.min_gap", "reranker.lr", "policy.label_smoothing")),
         *("policy.lr=inf", "policy.gradient_clip=-1", "policy.weight_decay=-1", "pairs.min_gap=-1"),
+        *("policy.label_smoothing=0.1 policy.loss=ipo", "policy.label_smoothing=0 policy.loss=robust"),
         *("policy.label_smoothing=0.5", "policy.label_smoothing=-0.1", "policy.warmup=2", "policy.warmup=-1"),
         *("policy.lora.dropout=1", "policy.lora.alpha=0", "lists.item_core=-1", "data.rating_max=nan"),
         *("trainer.threads=0", "trainer.threads=-1", "seed=99999999999999999999", "run.dir=''"),
@@ -407,6 +408,11 @@ def test_impossible_values(override: str) -> None:
     with pytest.raises(UserError, match=key) as caught:
         load("quickstart.yaml", *(f"+{one}" if one.startswith("data.") else one for one in override.split()))
     assert key in caught.value.where
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "sigmoid_norm", "robust"])
+def test_losses_that_know_smoothing(loss: str) -> None:
+    assert load("quickstart.yaml", f"policy.loss={loss}", "policy.label_smoothing=0.1").policy.loss == loss
 
 
 def test_no_limit_may_be_said() -> None:
@@ -646,6 +652,9 @@ class TestFastDevRun:
         ):
             if has_key(small, same):
                 assert OmegaConf.select(small, same) == OmegaConf.select(whole, same)
+
+    def test_so_few_users_have_no_items_in_common(self) -> None:
+        assert "lists.item_core=0" in shrinking(load("quickstart.yaml", "lists.item_core=5"))
 
     def test_own_folder(self) -> None:
         cfg = own_folder(load("quickstart.yaml"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from peft import PeftModel
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -375,9 +376,22 @@ class TestVariants:
 
     def test_refreshed_reward(self, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path, "reward.refresh=true", "policy.rounds=2")
-        assert (run / "stages/fold_0/round_1/reward_model/manifest.json").is_file()
-        key = json.loads((run / "stages/fold_0/round_2/rewards/manifest.json").read_text())["key"]
-        assert "stage fold_0/round_1/reward_model" in key
+        judges = {
+            state: [name for name in manifest["key"] if name.endswith("_model")]
+            for state in ("zero_shot", "round_1", "round_2")
+            for manifest in [json.loads((run / f"stages/fold_0/{state}/rewards/manifest.json").read_text())]
+        }
+        assert judges == {  # the answers that round 2 learns from are judged by a reranker that round 0 has taught
+            "zero_shot": ["stage fold_0/zero_shot/reward_model"],
+            "round_1": ["stage fold_0/zero_shot/refreshed_model"],
+            "round_2": ["stage fold_0/round_1/refreshed_model"],
+        }
+        first, again = (
+            load_file(run / f"stages/fold_0/zero_shot/{kind}_model/folds.safetensors")
+            for kind in ("reward", "refreshed")
+        )
+        assert torch.equal(first["fold_of"], again["fold_of"])
+        assert not torch.equal(first["user_vectors"], again["user_vectors"])
 
     def test_best_of_n_by_supervised_training(self, world: World, tmp_path: Path) -> None:
         run = self.fit(world, tmp_path / "dpo", "evaluation.controls.best_of_n=true")

@@ -148,7 +148,7 @@ def _named(rounds: list[dict[str, Any]]) -> list[tuple[int, str]]:
 
 def reward_by_hand(loop: UnifiedLoop, user: int, text: str) -> tuple[float, list[Tensor]]:
     """Mean NDCG@5 of a user's lists with this text as the knowledge, and every list's order of candidates."""
-    model, lists = loop.judge.model("zero_shot"), loop.ground.lists
+    model, lists = loop.judge.model(), loop.ground.lists
     module = model.fitted[int(model.reranker_of(torch.tensor([user])))].module
     held = module.knowledge.user_vectors.clone()
     module.knowledge.user_vectors[user] = loop.ground.encoder.encode([text])[0]
@@ -224,7 +224,7 @@ def test_lists_without_anything_liked_say_nothing_of_who_is_served_badly(
     monkeypatch.setattr(loop.judge, "cfg", cfg)
     users = rewards["user"].to_torch().long()
     vectors = loop.user_vectors("zero_shot", "answer")[users]
-    kept = rewards.with_columns(pl.Series("reward", loop.judge.score(loop.judge.model("zero_shot"), users, vectors)))
+    kept = rewards.with_columns(pl.Series("reward", loop.judge.score(loop.judge.model(), users, vectors)))
     hints = UserHints(loop)
     monkeypatch.setattr(hints, "cfg", cfg)
     monkeypatch.setattr(hints, "_present", lambda number: kept)

@@ -206,7 +206,7 @@ def question(outcome: Outcome, root: Path) -> None:
             llm.load_adapter(load_file(kept))
         given = llm.answers(ground.prompts.users(users.tolist()), [FRESH] * len(users))
         texts = [answer.text for answers in given for answer in answers]
-        judge, r = loop.judge.model("zero_shot"), cfg.reward
+        judge, r = loop.judge.model(), cfg.reward
         vectors = ground.encoder.encode(texts)
         rewards = judge.answer_rewards(ground.lists, vectors, who, reward=r.metric, k=r.k, convention=r.convention)
         outcome.rewards[state] = rewards.view(-1, FRESH).mean(1).double().numpy()

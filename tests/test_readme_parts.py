@@ -129,6 +129,7 @@ def test_a_data_set(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[
         ("reranker.architecture=callbacks.pointwise.Tensor", ["nothing of your own"]),
         ("reranker.architecture=os.path.join", ["os.path.join", "dlcm", "callbacks.mine"]),
         ("reward.metric=callbacks.first_hit.torch", ["nothing of your own", "reward.metric"]),
+        ("reward.metric=callbacks.first_hit.first_hitt", ["first_hitt", "reward.metric"]),
         ("reward.metric=subprocess.run", ["subprocess.run", "ndcg"]),
     ],
 )
@@ -137,3 +138,4 @@ def test_what_is_not_there_or_not_ones_own_is_told(
 ) -> None:
     line = ["fit", "--config", world.config, *BARE, override, f"run.dir={tmp_path}/run"]
     assert_told(capsys, main(line), *words)
+    assert not (tmp_path / "run" / "answers").exists()  # told before anything is paid for

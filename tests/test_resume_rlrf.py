@@ -33,10 +33,14 @@ class TestKilledEverywhere(TestKilled):
 
 
 def with_previous_reference(root: Path) -> World:
-    """Two epochs a round, against the policy as it was when the round began: half way through, that is no more."""
+    """Two epochs a round, against the policy as it was when the round began: half way through, that is no more.
+
+    With dropout: the second epoch has to be in training mode, and to drop what it would have dropped.
+    """
     world = make_world(root)
     text = (root / "tiny.yaml").read_text()
-    changed = text.replace("  rounds: 2\n  epochs: 1\n", "  rounds: 2\n  epochs: 2\n  reference: previous\n")
+    more = "  rounds: 2\n  epochs: 2\n  reference: previous\n  lora: {dropout: 0.5}\n"
+    changed = text.replace("  rounds: 2\n  epochs: 1\n", more)
     assert changed != text
     (root / "tiny.yaml").write_text(changed)
     return world

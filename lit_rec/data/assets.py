@@ -9,6 +9,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -24,6 +26,17 @@ HASH = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}")
 def cache_dir() -> Path:
     """Where assets are kept: LIT_REC_CACHE, or ~/.cache/lit_rec."""
     return Path(os.environ.get("LIT_REC_CACHE") or Path.home() / ".cache" / "lit_rec").expanduser()
+
+
+@contextmanager
+def caching(folder: str) -> Iterator[None]:
+    """Keep all assets in this folder meanwhile, data sets and models alike; "" leaves them where they are."""
+    before = os.environ.get("LIT_REC_CACHE", "")
+    os.environ["LIT_REC_CACHE"] = folder or before
+    try:
+        yield
+    finally:
+        os.environ["LIT_REC_CACHE"] = before
 
 
 def hash_of(path: Path, kind: str = "sha256") -> str:

@@ -19,6 +19,7 @@ from openai import (
     Timeout,
 )
 
+from lit_rec.checks import check_url
 from lit_rec.errors import UserError
 from lit_rec.run.progress import console
 from lit_rec.secrets import HIDDEN, SHORTEST, hide, read_secret
@@ -39,26 +40,6 @@ class Malformed(Exception):
 
 class NoneLeft(Exception):
     """Every URL was set aside."""
-
-
-def check_url(url: str) -> str:
-    """A base URL without its trailing slash.
-
-    Raises:
-        UserError: It is none, or it would carry a secret into configurations and messages.
-    """
-    parts, where = urlsplit(url), "config key llm.server.urls"
-    if "@" in parts.netloc or parts.query:
-        raise UserError(
-            "a base URL carries no password and no query",
-            where=where,
-            fix="give the plain address; the key is read from the environment variable that llm.server.key_env names",
-        )
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise UserError(f"{url!r} is no base URL", where=where, fix="write it like http://localhost:8000/v1")
-    if parts.path.rstrip("/").endswith("/completions"):
-        raise UserError(f"{url!r} is not the base URL", where=where, fix="leave out /chat/completions")
-    return url.rstrip("/")
 
 
 def read_key(variable: str | None) -> str:

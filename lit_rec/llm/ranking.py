@@ -24,6 +24,22 @@ def _ranking_templates() -> dict[str, dict[str, str]]:
     return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["ranking"]
 
 
+def need_ranking_template(name: str) -> dict[str, str]:
+    """The words of a ranking template.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    known = _ranking_templates()
+    if name not in known:
+        raise UserError(
+            f"there is no ranking template {name!r}",
+            where="config key ranking.templates",
+            fix=f"use some of {', '.join(known)}, or add yours to {TEMPLATES.name}",
+        )
+    return known[name]
+
+
 @dataclass(frozen=True)
 class RankingPrompts:
     """Prompts about sessions with one template.
@@ -50,13 +66,7 @@ class RankingPrompts:
     years: bool = False
 
     def __post_init__(self) -> None:
-        known = _ranking_templates()
-        if self.template not in known:
-            raise UserError(
-                f"there is no ranking template {self.template!r}",
-                where="config key ranking.templates",
-                fix=f"use some of {', '.join(known)}, or add yours to {TEMPLATES.name}",
-            )
+        need_ranking_template(self.template)
 
     @functools.cached_property
     def titles(self) -> list[str]:

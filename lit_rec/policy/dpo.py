@@ -78,8 +78,14 @@ class DPOPolicy(L.LightningModule):
             self._sums[name] = self._sums.get(name, torch.zeros((), device=values.device)) + counts * values.sum()
 
     def on_train_epoch_start(self) -> None:
-        """Forget the last epoch's sums; a new round begins with a fresh optimiser."""
+        """Forget the last epoch's sums; a new round begins with a fresh optimiser.
+
+        Whatever happened in this process before, a resumed epoch is trained as an undisturbed one: in training mode
+        (dropout, gradient checkpointing), with the same chance.
+        """
         self._sums = {}
+        self.train()
+        torch.manual_seed((self.llm.seed << 30) + (self.current_epoch << 10) + self.global_rank)
         if self.current_epoch % self.cfg.epochs == 0:
             self.round_started_at = self.trainer.global_step
             if not self.cfg.keep_optimizer:

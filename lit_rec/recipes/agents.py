@@ -61,10 +61,15 @@ def health(cfg: DictConfig) -> Health:
     return Health(cfg.trainer.bad_updates, name="the agent's training", keys="agent.lr", clip=clip)
 
 
-def sessions(loop: HintLoop, seed: int = 0) -> SessionDataModule:
+def seed_of(cfg: DictConfig, number: int) -> int:
+    """The seed of an agent: no two agents of runs with the seeds 1, 2, 3 have the same."""
+    return int(cfg.seed + 1000 * number)
+
+
+def sessions(loop: HintLoop, number: int = 0) -> SessionDataModule:
     """The sessions, or users, as the agents see them."""
     cfg = loop.cfg
-    return SessionDataModule(loop.lists, loop.splits, batch_size=cfg.agent.batch_size, seed=cfg.seed + seed)
+    return SessionDataModule(loop.lists, loop.splits, batch_size=cfg.agent.batch_size, seed=seed_of(cfg, number))
 
 
 def settings(cfg: DictConfig) -> PPOSettings:
@@ -87,7 +92,7 @@ def trained(loop: HintLoop, kind: str, rounds: Sequence[int], seed: int = 0) -> 
             loop.environment(rounds[-1]),
             train_sessions=loop.splits.train,
             settings=settings(cfg),
-            seed=cfg.seed + seed,
+            seed=seed_of(cfg, seed),
         )
         vectors = loop.vectors(rounds[-1])
         bases = [vectors[: len(loop.base(number).kept)] for number in rounds]

@@ -21,6 +21,8 @@ from lit_rec.run.progress import step
 if TYPE_CHECKING:
     from lit_rec.recipes.loop import Loop
 
+FIRST, REFRESHED = "reward_model", "refreshed_model"  # stages of a state
+
 
 class Judge:
     """The reward models of a split: rerankers trained with the knowledge of a state, cross-fitted over user folds.
@@ -33,24 +35,30 @@ class Judge:
         self.loop, self.ground, self.cfg = loop, loop.ground, loop.cfg
         self._models: dict[str, CrossFit] = {}
 
-    def state_for(self, state: str) -> str:
-        """The state whose knowledge the judge of a state was trained with: the first one, unless it is refreshed."""
-        if not self.cfg.reward.refresh or not state.startswith("round_"):
-            return "zero_shot"
-        k = int(state.removeprefix("round_"))
-        return "zero_shot" if k == 1 else f"round_{k - 1}"
+    def stage_for(self, state: str) -> str:
+        """The reward model that judges the answers of a state: the first one, unless it is refreshed.
 
-    def model(self, state: str) -> CrossFit:
-        """The reward model trained with the knowledge of a state."""
-        if state in self._models:
-            return self._models[state]
+        A refreshed one is trained on the best answers of the state before, as judged then: pairs from what the LLM
+        writes after round k are made by a reranker that has learned from what it wrote before that round.
+        """
+        if not self.cfg.reward.refresh or not state.startswith("round_"):
+            return f"zero_shot/{FIRST}"
+        k = int(state.removeprefix("round_"))
+        return f"{'zero_shot' if k == 1 else f'round_{k - 1}'}/{REFRESHED}"
+
+    def model(self, name: str = f"zero_shot/{FIRST}") -> CrossFit:
+        """The reward model of a stage, trained with the knowledge of its state."""
+        if name in self._models:
+            return self._models[name]
+        state, _, kind = name.rpartition("/")
         reward, items = self.cfg.reward, self.ground.item_vectors
         vectors = self.loop.user_vectors(state, self.cfg.knowledge.encode)
-        if state != "zero_shot":  # refresh: train on each training user's best answer
+        if kind == REFRESHED:
             vectors = self._best_vectors(state, vectors)
 
         def build(work: Path) -> dict[str, Any]:
-            with step(f"{state}: training the reward reranker", reward.folds, "folds") as progress:
+            again = " again" if kind == REFRESHED else ""
+            with step(f"{state}: training the reward reranker{again}", reward.folds, "folds") as progress:
                 fitted = cross_fit(
                     lists=self.ground.lists,
                     train_users=self.loop.splits.train,
@@ -69,15 +77,15 @@ class Judge:
             return {"folds": reward.folds, "best": [round(f.best_value, 4) for f in fitted.fitted]}
 
         key = {"reranker": plain(self.cfg.reranker), "folds": reward.folds, "encode": self.cfg.knowledge.encode}
-        previous = (f"{state}/rewards",) if state != "zero_shot" else ()
-        folder = self.loop.stage(f"{state}/reward_model", build, key, "/knowledge", f"{state}/vectors", *previous)
+        previous = (f"{state}/rewards",) if kind == REFRESHED else ()
+        folder = self.loop.stage(name, build, key, "/knowledge", f"{state}/vectors", *previous)
         saved = load_file(folder / "folds.safetensors")
         fitted = [
             load_reranker(folder / f"fold_{n}", user_vectors=saved["user_vectors"], item_vectors=items)
             for n in range(reward.folds)
         ]
-        self._models[state] = CrossFit(fitted, saved["fold_of"])
-        return self._models[state]
+        self._models[name] = CrossFit(fitted, saved["fold_of"])
+        return self._models[name]
 
     def _best_vectors(self, state: str, vectors: Tensor) -> Tensor:
         """The knowledge with every training user's vector replaced by that of the best-rewarded answer."""
@@ -124,11 +132,11 @@ class Judge:
 
     def texts(self, users: Tensor, texts: Sequence[str]) -> Tensor:
         """Rewards [n] of texts about users [n], by the reward model of the untrained LLM's knowledge."""
-        return self.score(self.model("zero_shot"), users, self._encoded(users, texts))
+        return self.score(self.model(), users, self._encoded(users, texts))
 
     def lists(self, user: Tensor, text: str) -> tuple[Tensor, Tensor]:
         """A user's lists and their logits [lists, C], with a text as the user's knowledge."""
-        return self.model("zero_shot").answer_logits(self.ground.lists, self._encoded(user, [text]), user)
+        return self.model().answer_logits(self.ground.lists, self._encoded(user, [text]), user)
 
     def _encoded(self, users: Tensor, texts: Sequence[str]) -> Tensor:
         """[n, width] what the reward model reads of texts about users [n]."""

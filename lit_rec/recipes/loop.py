@@ -223,7 +223,7 @@ class Loop:
             user, sample, text, tokens, split, reward; users without a candidate list left out.
         """
         answers, vectors = self.answers(state), self.vectors(state)
-        judge = self.judge.state_for(state)
+        judge = self.judge.stage_for(state)
         model = self.judge.model(judge)
 
         def build(work: Path) -> dict[str, Any]:
@@ -238,9 +238,7 @@ class Loop:
             table.write_parquet(work / "rewards.parquet")
             return {"answers": len(table), "mean": table["reward"].mean()}
 
-        folder = self.stage(
-            f"{state}/rewards", build, {"reward": self.judge.reward_key}, f"{state}/vectors", f"{judge}/reward_model"
-        )
+        folder = self.stage(f"{state}/rewards", build, {"reward": self.judge.reward_key}, f"{state}/vectors", judge)
         return self.table(f"{state}/rewards", folder, "rewards.parquet")
 
     def pairs(self, state: str, rule: str) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
 
@@ -18,6 +19,8 @@ from lit_rec.knowledge.encoder import TextEncoder
 from lit_rec.llm.loading import fingerprint, local_source
 from lit_rec.llm.store import AnswerStore
 from lit_rec.run.folder import RunFolder
+
+UNFIT = (EarlyStopping, ProgressBar, Timer)  # callbacks that would end a fit of all rounds, or draw over its progress
 
 
 def pick_device(accelerator: str) -> str:
@@ -81,8 +84,21 @@ def by_all(device: str) -> dict[str, Any]:
 
 
 def extra_callbacks(cfg: DictConfig) -> list[Any]:
-    """The callbacks a user has named in the configuration, built anew."""
-    return [instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()]
+    """The callbacks a user has named in the configuration, built anew.
+
+    Raises:
+        UserError: One would end the training before its last round, or draw a bar over the run's own progress.
+    """
+    made = {key: instantiate(node, f"callbacks.{key}") for key, node in cfg.callbacks.items()}
+    for key, callback in made.items():
+        if isinstance(callback, UNFIT):
+            raise UserError(
+                f"{type(callback).__name__} cannot take part",
+                where=f"config key callbacks.{key}",
+                why="one fit trains all rounds, as many as the configuration says, and shows their progress itself",
+                fix="remove it; policy.rounds, policy.epochs and agent.epochs say how long is trained",
+            )
+    return list(made.values())
 
 
 def callbacks_key(cfg: DictConfig) -> dict[str, Any]:
@@ -130,6 +146,16 @@ class Models:
         e = self.cfg.encoder
         source = local_source(e, "encoder", self.cache)
         return {"model": fingerprint(source, e.revision, "encoder"), "max_tokens": e.max_tokens, "dtype": e.dtype}
+
+    def check_encoder(self, stage: str) -> None:
+        """Tell of an encoder that cannot be had before the LLM works for hours; `stage` is the first that needs it.
+
+        Raises:
+            UserError: It cannot be fetched or loaded.
+        """
+        _ = self.encoder_key
+        if not self.run.done(stage):
+            _ = self.encoder.encoder
 
     @cached_property
     def encoder(self) -> SharedVectors:

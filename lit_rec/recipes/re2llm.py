@@ -34,10 +34,11 @@ def fit(cfg: DictConfig, run: RunFolder) -> tuple[pl.DataFrame, SessionRows]:
             "nothing to evaluate: every row is off", where="config key evaluation.rows", fix="switch a row on"
         )
     if uses_hints(cfg):
-        _ = ground.encoder_key  # an encoder that cannot be had is told before the LLM works for hours
+        ground.check_encoder("states")
     ground.keep_sessions()
     loop = SessionHints(ground)
     if uses_hints(cfg):
+        loop.board("ppo")  # loggers that cannot be used are told before the LLM works for hours
         agents.train(loop, loop.rounds, lambda: extra_callbacks(cfg))
         more_agents(loop)
     rows = SessionRows(loop)

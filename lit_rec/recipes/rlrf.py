@@ -50,7 +50,7 @@ def fit(
     ground = Ground(cfg, run)
     extra_callbacks(cfg)  # a mistake there is told before anything is paid for
     if needs_encoder(cfg):
-        _ = ground.encoder_key  # an encoder that cannot be had is told before the LLM writes for hours
+        ground.check_encoder("knowledge")
     if uses_llm(cfg) and distributed.main():
         ground.llm.check()
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
@@ -68,6 +68,10 @@ def run_split(loop: Loop, hooks: Sequence[RoundHooks] = ()) -> pl.DataFrame:
     controls = cfg.evaluation.controls
     if not uses_llm(cfg):
         return evaluate(loop, [])
+    if cfg.policy.rounds > 0:  # what tuning will need is asked for before the LLM writes for hours
+        loop.board()
+        if not loop.run.done(loop.name("round_1/policy")):
+            _ = loop.llm.model
     loop.answers("zero_shot")
     loop.vectors("zero_shot")
     states = ["zero_shot"] if controls.zero_shot or controls.shuffled else []
@@ -119,7 +123,8 @@ def tune(
     settings = cfg.policy.copy()
     settings.loss = loss or settings.loss
     checkpoint = loop.run.path / "checkpoints" / f"fold_{loop.fold}_{name}.ckpt"
-    outer = RoundCallback(loop, name, rounds, settings.epochs, checkpoint, loop.policy_key(settings))
+    key = loop.policy_key(settings) | {"pairs": {"rule": rule}}
+    outer = RoundCallback(loop, name, rounds, settings.epochs, checkpoint, key)
     if loop.run.done(loop.name(f"{outer.state_of(rounds)}/divergence")):
         revisit(loop, outer, rule, settings)
         return

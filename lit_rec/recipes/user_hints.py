@@ -125,7 +125,7 @@ class UserHints(HintLoop):
         found = self._present(number).filter(pl.col("split") == "train")
         users = found["user"].to_torch().long()
         vectors = self.loop.user_vectors(self.before(number), self.cfg.knowledge.encode)[users]
-        score = partial(self.loop.judge.score, self.loop.judge.model("zero_shot"), users, vectors, lists=self._telling)
+        score = partial(self.loop.judge.score, self.loop.judge.model(), users, vectors, lists=self._telling)
         if len(self._telling.user) < len(self.ground.lists.user):
             found = found.with_columns(pl.Series("reward", score().numpy()))
         found = found.filter(pl.Series((score(values=_any_misplaced) > 0).numpy()))  # nan: no list that tells

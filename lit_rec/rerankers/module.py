@@ -150,7 +150,7 @@ class RerankerModule(L.LightningModule):
                 f"The reranker {architecture!r} cannot be built.",
                 where="reranker.args",
                 why=str(error),
-                fix=f"See the arguments in lit_rec/rerankers/{architecture}.py (candidate width {width}).",
+                fix=f"See the arguments of {kind.__module__}.{kind.__name__} (candidate width {width}).",
             ) from error
         self.features.apply(initialise)
         self.ranker.apply(initialise)

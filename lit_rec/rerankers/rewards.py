@@ -235,9 +235,12 @@ def _others(validation_users: Tensor, fold: int, folds: int) -> Tensor:
 
 
 def _tenth(shuffled: Tensor, lists: ListSet) -> Tensor:
-    """A tenth of the users who have lists, from two users up at least one."""
+    """A tenth of the users who have lists, from two users up at least one.
+
+    From the end: `pairs.users` draws by the same seed from the beginning.
+    """
     known = shuffled[torch.isin(shuffled, lists.user)]
-    return known[: -(-len(known) // 10) if len(known) > 1 else 0]
+    return known[len(known) - (-(-len(known) // 10) if len(known) > 1 else 0) :]
 
 
 def _checked(values: Any, path: str, many: int) -> Tensor:

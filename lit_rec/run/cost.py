@@ -160,7 +160,7 @@ def _pieces(stage: Mapping[str, Any], written: Mapping[str, _Answers], hinted: b
         yield Part(_CONTROLS, "", *told[:2], timed, told[2])
     elif kind == "policy":
         yield Part(_TRAINING, DPO, 0, 0, seconds if TRAINING in counts else None)
-    elif kind == "reward_model":
+    elif kind in ("reward_model", "refreshed_model"):
         yield Part(_JUDGE, "" if hinted else DPO, 0, 0, seconds)
     elif kind.startswith("pairs_"):
         yield Part(_SCORING, DPO, 0, 0, seconds)

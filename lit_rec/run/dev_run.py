@@ -12,6 +12,7 @@ USERS = 8
 AT_MOST = {
     "users": USERS,
     "lists.history": 12,  # so few users need lists
+    "lists.item_core": 0,  # so few users rate few items in common
     "prompt.history": 3,  # reading a prompt costs more than writing these few words
     "llm.max_new_tokens": 4,
     "reranker.max_epochs": 1,

@@ -10,6 +10,8 @@ from lit_rec.run.folder import differences, other_configuration
 PLACES = ("name", "run", "logging", "trainer.threads")  # how a run is called, where it lies, how fast, who is told
 # What may be another when a finished run is used: the machine, and what is compared where it is read.
 USED = (*PLACES, "trainer", "data", "llm", "encoder", "callbacks")
+# How a server is reached: another address or key of the same model changes no answer.
+REACHED = tuple(f"llm.server.{key}" for key in ("urls", "key_env", "concurrency", "timeout", "retries", "run_folder"))
 FREE = (*PLACES, "seed", "evaluation.only_folds")  # keys in which runs of one setting may differ
 NAMES = (".name", ".architecture")  # keys that name a choice which brings other values with it
 ABSENT = "not set"

@@ -73,7 +73,7 @@ class Comparison:
         row: The one.
         against: The other.
         difference: Over users.
-        p_holm: Its p-value, corrected over the whole table.
+        p_holm: Its p-value, corrected over all comparisons of its reranker.
         by_seed: The same difference of means with each training seed that both have, those of the same users together.
         spread: How such differences vary from seed to seed; None where no seeds tell.
     """

@@ -75,7 +75,7 @@ def make_board(cfg: DictConfig, folder: Path, name: str) -> Board:
         name: Of the curves.
 
     Raises:
-        UserError: A package is missing, or a tracking server cannot be reached.
+        UserError: A package is missing, or a tracking service cannot be reached or does not let us in.
     """
     return Board(name, list(_loggers(cfg, folder, name)) if distributed.main() else [])
 
@@ -109,7 +109,7 @@ def _csv(cfg: DictConfig, folder: Path, name: str) -> Logger:
 
 def _wandb(cfg: DictConfig, folder: Path, name: str) -> Logger:
     """All curves of a run are one W&B run, told apart by their names: a process has one run at a time."""
-    return WandbLogger(
+    logger = WandbLogger(
         project=cfg.logging.project,
         name=cfg.name,
         id=_wandb_id(folder),
@@ -118,6 +118,18 @@ def _wandb(cfg: DictConfig, folder: Path, name: str) -> Logger:
         offline=cfg.logging.offline,
         prefix=name,
     )
+    try:
+        _ = logger.experiment  # logs in
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("wandb", "requests", "urllib3"):
+            raise
+        raise UserError(
+            "Weights & Biases cannot be used",
+            where="config key logging.to",
+            why=" ".join(str(error).split())[:200],
+            fix="log in with `wandb login`, or keep the curves below the run folder: logging.offline=true",
+        ) from error
+    return logger
 
 
 def _wandb_id(folder: Path) -> str:

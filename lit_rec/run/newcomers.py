@@ -20,6 +20,7 @@ from lit_rec.recipes.ground import encode_knowledge
 from lit_rec.recipes.loop import Loop
 from lit_rec.recipes.user_hints import UserHints
 from lit_rec.run.candidates import Given, padded
+from lit_rec.run.differing import REACHED, free
 from lit_rec.run.folder import differences, other_configuration
 
 Progress = Callable[[int, int], None]
@@ -147,7 +148,7 @@ def check_asked(loop: Loop) -> None:
         return {k: {n: v for n, v in tree[k].items() if n != "batch_size"} for k in ASKED if k in tree}
 
     found = differences(parts(plain(OmegaConf.load(kept))), parts(plain(loop.cfg)))
-    if found:
+    if found := [line for line in found if not free(line.split(":")[0], REACHED)]:
         fix = "restore the value: knowledge of new users has to be made as that of all others was"
         raise other_configuration(loop.run.path, str(kept), found, fix)
 

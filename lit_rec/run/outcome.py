@@ -76,12 +76,13 @@ def tell_finished(
     run: RunFolder, rows: list[dict[str, Any]], headline: Headline, answers: str, environment: Mapping[str, Any]
 ) -> None:
     """Print what a run did in numbers and where everything lies; `answers`: what was asked of the LLM."""
-    console.print(
-        f"{answers} {environment['seconds']:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.\n"
-        f"Report: {run.path / 'report.html'}\n"
-        f"Curves: tensorboard --logdir {run.path / 'tensorboard'}",
-        highlight=False,
-    )
+    curves = run.path / "tensorboard"
+    lines = [
+        f"{answers} {environment['seconds']:.0f} s, {environment['peak_memory_gb']:.1f} GB at most.",
+        f"Report: {run.path / 'report.html'}",
+        *([f"Curves: tensorboard --logdir {curves}"] if curves.is_dir() else []),
+    ]
+    console.print("\n".join(lines), highlight=False)
     tell_results(rows, headline.counts, command="fit", results=str(run.path / "results.json"))
 
 

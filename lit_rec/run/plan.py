@@ -140,12 +140,10 @@ def _how_long(seconds: float | None, known: Mapping[str, float]) -> str:
 def places(cfg: DictConfig) -> dict[str, str]:
     """Where everything goes."""
     folder = Path(cfg.run.dir)
-    return {
-        "Run folder": str(folder),
-        "LLM answers": str(cfg.run.answers),
-        "Report": str(folder / "report.html"),
-        "Curves": str(folder / "tensorboard"),
-    }
+    known = {"Run folder": str(folder), "LLM answers": str(cfg.run.answers), "Report": str(folder / "report.html")}
+    if "tensorboard" in cfg.logging.to and (cfg.recipe == "re2llm" or cfg.policy.rounds):
+        known["Curves"] = str(folder / "tensorboard")
+    return known
 
 
 class PlannedRun(RunFolder):

@@ -76,7 +76,7 @@ def reranking_parts(cfg: DictConfig, sizes: Sizes, fold: str) -> Parts:
             for name, rule in (("random_pairs", "random"), ("best_of_n", "best_worst")):
                 if cfg.evaluation.controls[name]:
                     parts.append((f"{name}: the LLM tuned as a control", tuned(name, before, rule)))
-        refreshed = _none(f"{fold}{before}/reward_model") if cfg.reward.refresh and number > 1 else {}
+        refreshed = _none(f"{fold}{before}/refreshed_model") if cfg.reward.refresh else {}
         parts.append(
             (f"round {number}: DPO, descriptions", refreshed | tuned(f"round_{number}", before, cfg.pairs.rule))
         )

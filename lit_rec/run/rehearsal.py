@@ -10,17 +10,22 @@ from lit_rec.checks import has_key
 from lit_rec.config import plain
 from lit_rec.errors import UserError
 from lit_rec.extensions import find, is_path
+from lit_rec.llm.ranking import need_ranking_template
 from lit_rec.rerankers.module import RerankerModule
 
 
 def rehearse(cfg: DictConfig) -> None:
-    """Refuse arguments that the reranker does not take, and templates that are not there.
+    """Refuse arguments that the reranker does not take, and templates and rewards that are not there.
 
     Raises:
         UserError: With the key.
     """
     if has_key(cfg, "reflection") and cfg.agent.get("pick") != "none":
         need_template(cfg.reflection.template)
+    for template in cfg.ranking.templates if has_key(cfg, "ranking") else ():
+        need_ranking_template(template)
+    if has_key(cfg, "reward") and is_path(cfg.reward.metric):
+        find(cfg.reward.metric, "reward.metric")
     if has_key(cfg, "reranker"):
         _reranker(cfg)
 

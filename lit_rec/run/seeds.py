@@ -12,14 +12,12 @@ one of another layout differs by more, all such pairs by the same luck, so only 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import polars as pl
 
 from lit_rec.run.statistics import Difference, t_p_value, t_quantile
 
-Z = NormalDist().inv_cdf(0.975)
 RUNS = 1 << 20  # seeds of one run, at most: a frame of several runs numbers those of the k-th from k * RUNS on
 BySeed = tuple[
     tuple[float, ...], ...
@@ -162,7 +160,8 @@ def with_seeds(gap: Difference, by_seed: BySeed, spread: Spread | None) -> Diffe
     seeds = seeds_of(by_seed)
     if not seeds or spread is None or not math.isfinite(gap.low) or not any(any(gaps) for gaps in by_seed):
         return gap
-    of_users, of_seeds = (gap.high - gap.low) / (2 * Z), spread.deviation / math.sqrt(seeds)
+    of_users = (gap.high - gap.low) / (2 * t_quantile(max(1, gap.n - 1)))  # an interval over users is as wide as t
+    of_seeds = spread.deviation / math.sqrt(seeds)
     if not of_users and not of_seeds:
         return gap
     freedom = max(1, spread.freedom)

@@ -261,7 +261,9 @@ def token_count(cfg: DictConfig, messages: Messages) -> str:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, revision=cfg.llm.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, revision=cfg.llm.revision or "main"
+        )
         if messages[0]["role"] == "text":
             tokens = tokenizer(messages[0]["content"])["input_ids"]
         else:

@@ -12,6 +12,7 @@ import pytest
 
 from lit_rec.data.assets import (
     cache_dir,
+    caching,
     extract_zip,
     fetch_url,
     fetch_wheel,
@@ -122,6 +123,17 @@ def test_cache_dir_can_be_named(tmp_path, monkeypatch):
     monkeypatch.delenv("LIT_REC_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "lit_rec"
+
+
+def test_cache_dir_for_a_while(tmp_path, monkeypatch):
+    for before in ("", str(tmp_path / "mine")):
+        monkeypatch.setenv("LIT_REC_CACHE", before)
+        usual = cache_dir()
+        with caching(str(tmp_path / "here")):
+            assert cache_dir() == tmp_path / "here"
+        assert cache_dir() == usual
+        with caching(""):
+            assert cache_dir() == usual
 
 
 # Downloads

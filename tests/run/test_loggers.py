@@ -95,6 +95,33 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.
         make_board(config(tmp_path, "mlflow", mlflow_uri="http://127.0.0.1:9"), tmp_path, "fold_0")
 
 
+def test_a_login_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class UsageError(Exception):
+        __module__ = "wandb.errors"
+
+    class Refused:
+        def __init__(self, **_: object) -> None: ...
+
+        @property
+        def experiment(self) -> None:
+            raise UsageError("No API key configured. Use `wandb login`")
+
+    monkeypatch.setattr("lit_rec.run.loggers.WandbLogger", Refused)
+    with pytest.raises(UserError, match="Weights & Biases cannot be used") as caught:
+        make_board(config(tmp_path, "wandb"), tmp_path, "fold_0")
+    assert "No API key" in caught.value.why
+
+
+def test_loggers_are_asked_before_the_llm(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    line = ["fit", "--config", world.config, *BARE, f"run.dir={tmp_path}/run", f"run.answers={tmp_path}/answers"]
+    away = ["logging.to=[mlflow]", "logging.mlflow_uri=http://127.0.0.1:9"]
+    assert_told(capsys, main([*line, *away]), "MLflow cannot be reached")
+    assert not (tmp_path / "answers" / "answers.jsonl").read_text()
+
+
 def test_an_unknown_logger_is_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert_told(capsys, main(["fit", "--config", world.config, "logging.to=[tensorbord]"]), "tensorbord", "logging.to")
 

@@ -21,6 +21,7 @@ from lit_rec.run.plan import (
     by_name,
     in_words,
     make_plan,
+    places,
     render_plan,
     seconds_left,
     total,
@@ -249,3 +250,9 @@ class TestPlannedRun:
         out = capsys.readouterr().out
         assert out.count("Plan") == 1
         assert "410 answers" in out
+
+
+def test_curves_are_told_of_where_there_will_be_some() -> None:
+    assert "Curves" in places(load("quickstart.yaml"))
+    assert "Curves" not in places(load("quickstart.yaml", "logging.to=[csv]"))
+    assert "Curves" not in places(load("history_ml1m.yaml"))

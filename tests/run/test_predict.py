@@ -3,11 +3,13 @@
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lit_rec.agent.hints import HintBase
@@ -22,8 +24,9 @@ from lit_rec.llm.scoring import TitleScorer
 from lit_rec.recipes.ground import Ground
 from lit_rec.run.candidates import Given, read_table
 from lit_rec.run.commands import COMMANDS
+from lit_rec.run.export import check_finished
 from lit_rec.run.folder import RunFolder
-from lit_rec.run.newcomers import Newcomers, newcomers_of, pick_hints, prompts_about
+from lit_rec.run.newcomers import Newcomers, check_asked, newcomers_of, pick_hints, prompts_about
 from lit_rec.run.predict import UserPredictor, predict
 from lit_rec.run.predict_sessions import SessionPredictor, read_sessions
 from tests.session_worlds import LEAN, TEST, make_session_world
@@ -54,6 +57,26 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, World]:
     """A world without hints and one with them; their runs are made when they are first asked for."""
     plain, hinted = (tmp_path_factory.mktemp(name) for name in ("plain", "hinted"))
     return {"plain": forget(make_world(plain)), "hinted": forget(make_unified_world(hinted))}
+
+
+def test_a_server_may_move_and_another_model_may_not_come(tmp_path: Path) -> None:
+    server = ["llm=server", "llm.server.urls=[http://old:8000/v1]", "llm.server.model=m", "llm.hub=x"]
+    (tmp_path / "adapter").mkdir()
+
+    def configured(*more: str) -> Any:
+        return load_config("quickstart.yaml", [*server, *more, f"run.dir={tmp_path}"])
+
+    def checked(cfg: Any) -> None:
+        loop: Any = SimpleNamespace(run=SimpleNamespace(path=tmp_path), cfg=cfg)
+        check_asked(loop)
+        check_finished(cfg, loop.run, "adapter")
+
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(configured()))
+    checked(configured("llm.server.urls=[https://new/v1]", "llm.server.key_env=MINE", "llm.server.timeout=9"))
+    for change in ("llm.server.model=other", "llm.server.revision=2", "llm.temperature=0.5"):
+        with pytest.raises(UserError, match="another configuration") as caught:
+            checked(configured(change))
+        assert change.split("=")[0] in str(caught.value)
 
 
 class Runs:

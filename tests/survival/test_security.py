@@ -42,6 +42,7 @@ OTHERS = [
 ROOT = Path(__file__).parents[2]
 CODE = [*ROOT.glob("lit_rec/**/*.py"), *ROOT.glob("callbacks/**/*.py")]
 SECRETS = {"OPENAI_API_KEY": "sk-marked-0123456789abcdef", "HF_TOKEN": "hf_marked_fedcba9876543210"}
+SERVED = ["llm=server", "llm.server.urls=[http://localhost:8000/v1]", "llm.server.model=m", "llm.hub=x"]
 SERVER = ["+llm=server", "llm.server.model=m", "llm.server.retries=0", "llm.server.concurrency=2"]
 GENERATE = ["ranking.method=generate", "ranking.templates=[list_v1]", "ranking.shortlist=null", "evaluation.ks=[1,5]"]
 GENERATE = [*GENERATE, "ranking.priors=[0.0]", "ranking.lengths=[0.0]", "agent.epochs=1", "reflection.sessions=6"]
@@ -99,6 +100,10 @@ class TestSource:
 
     def test_every_model_is_loaded_as_tensors_without_code(self, calls: list[tuple[Path, ast.Call, str]]) -> None:
         loads = [(path, call, name) for path, call, name in calls if name.endswith(".from_pretrained")]
+        auto = [(p, ast.unparse(c)) for p, c, n in loads if n.startswith("Auto")]
+        assert len(auto) >= 6
+        for path, text in auto:  # left out, it means that the user is asked, and "y" runs what the repository brings
+            assert "SAFE" in text or "trust_remote_code=False" in text, (path, text)
         models = [(p, ast.unparse(c)) for p, c, n in loads if n.startswith("AutoModel")]
         assert len(models) >= 3
         for path, text in models:
@@ -197,6 +202,22 @@ class TestSecrets:
     def test_a_password_in_an_address_is_refused(self, url: str) -> None:
         with pytest.raises(UserError, match="a password stands in the configuration"):
             load_config(configs_dir() / "quickstart.yaml", [f"logging.mlflow_uri={url}"])
+
+    @pytest.mark.parametrize(
+        "url", ["http://host:8000/v1?key=AIzaSyNobody", "http://hf_nobody@host:8000/v1", "host:8000"]
+    )
+    def test_a_server_is_a_plain_address(self, url: str) -> None:
+        with pytest.raises(UserError) as caught:
+            load_config(configs_dir() / "quickstart.yaml", [*SERVER, f"llm.server.urls=['{url}']"])
+        assert caught.value.where == "config key llm.server.urls"
+        assert not {"AIzaSyNobody", "hf_nobody"} & set(re.findall(r"\w+", str(caught.value)))
+
+    def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(self) -> None:
+        load_config(configs_dir() / "quickstart.yaml", [*SERVED, "llm.server.key_env=null"])
+        with pytest.raises(UserError) as caught:
+            load_config(configs_dir() / "quickstart.yaml", [*SERVED, "llm.server.key_env=sk-proj-nobody"])
+        assert caught.value.where == "config key llm.server.key_env"
+        assert "nobody" not in str(caught.value)
 
     def test_an_error_does_not_show_one(self) -> None:
         told = UserError(f"a {SECRETS['HF_TOKEN']}", where=SECRETS["OPENAI_API_KEY"], why="short", fix="fine")
