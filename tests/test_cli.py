@@ -417,10 +417,16 @@ class TestFit:
             raise OSError(f"cannot load {source}") from GatedRepoError("403 Client Error", response=answer)
 
         monkeypatch.setattr("transformers.utils.cached_file", gated)
-        told = assert_told(capsys, main([*line, "llm.hub=meta/gated"]), "meta/gated is a gated model", "HF_TOKEN")
+        untuned = [*line, "llm.hub=meta/gated", "policy.rounds=0", "evaluation.controls.zero_shot=true"]
+        told = assert_told(capsys, main(untuned), "meta/gated is a gated model", "HF_TOKEN")
         assert "https://huggingface.co/meta/gated" in told
         monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: str(ROOT / "README.md"))
-        monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", gated)
+        load = loading.AutoTokenizer.from_pretrained
+        monkeypatch.setattr(
+            loading.AutoTokenizer,
+            "from_pretrained",
+            lambda source, **more: (gated if source == "meta/gated" else load)(source, **more),
+        )
         assert_told(capsys, main([*line, "llm.hub=meta/gated", "--fresh"]), "gated model", "llm.hub = meta/gated")
 
     def test_wrong_wheel(

@@ -337,7 +337,7 @@ def test_choice_lists_refuse_and_name_their_values(recipes: dict[str, Any]) -> N
         assert caught.value.where == f"config key {key}"
         for choice in allowed:
             assert str("null" if choice is None else choice) in caught.value.fix
-            check(changed(cfg, key, choice))
+            check(changed(changed(cfg, "policy.label_smoothing", 0.1) if choice == "robust" else cfg, key, choice))
     with pytest.raises(UserError, match="nonsense"):
         load("quickstart.yaml", "policy.loss=nonsense")
 

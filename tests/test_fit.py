@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
+from callbacks.rounds import RoundCallback
 from lit_rec.cli import main
 from lit_rec.config import load_config
 from lit_rec.llm.sampler import Sampler
+from lit_rec.recipes import rlrf
 from lit_rec.run.results import FIELDS
 from lit_rec.run.sweep import is_finished
 from tests.worlds import BARE, USERS, World, assert_told, make_world
@@ -140,8 +142,17 @@ class TestAfterwards:
 
         before = (world.run / "results.json").read_bytes()
         store = (world.run / "answers/answers.jsonl").read_bytes()
+        rules = {}
+
+        def spied(loop: Any, name: str, *more: Any) -> RoundCallback:
+            made = RoundCallback(loop, name, *more)
+            rules[name] = made.key["pairs"]["rule"]
+            return made
+
         monkeypatch.setattr(Sampler, "sample", never)
+        monkeypatch.setattr(rlrf, "RoundCallback", spied)
         assert main(["fit", "--config", world.config]) == 0
+        assert rules == {"random_pairs": "random", "round": "best_worst"}  # no checkpoint goes on with other pairs
         assert (world.run / "results.json").read_bytes() == before
         assert (world.run / "answers/answers.jsonl").read_bytes() == store
         assert "0 LLM answers written" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -291,3 +292,9 @@ def test_choices_are_those_of_the_policy(world: World) -> None:
     kept = load_file(stage(world, "rows/ppo") / "ranks.safetensors")["test"]
     assert torch.equal(kept[0, 0], ranks.gather(1, actions[:, None]).squeeze(1))
     assert kept.shape == (2, 1, TEST)
+
+
+def test_agents_of_several_runs_have_seeds_of_their_own() -> None:
+    made = [agents.seed_of(DictConfig({"seed": seed}), number) for seed in (1, 2, 3) for number in range(3)]
+    assert made[::3] == [1, 2, 3]  # the first agent of a run has the run's
+    assert len(set(made)) == 9

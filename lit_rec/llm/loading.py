@@ -95,14 +95,15 @@ def _converted(gguf: Path, cache: Path | None) -> Path:
         from transformers import GgufConfig
 
         args: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+        plain = GgufConfig(dequantize=True)
         console.print(f"converting {gguf.name} to safetensors, once", highlight=False)
         silent = contextlib.redirect_stderr(io.StringIO())  # a bar per tensor
         with silent, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as work:
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **args
+                gguf.parent, dtype=torch.float32, quantization_config=plain, trust_remote_code=False, **args
             )
             model.save_pretrained(work)
-            AutoTokenizer.from_pretrained(gguf.parent, **args).save_pretrained(work)
+            AutoTokenizer.from_pretrained(gguf.parent, trust_remote_code=False, **args).save_pretrained(work)
             publish(Path(work), target)
             Path(work).mkdir()  # the context manager removes it
     return target

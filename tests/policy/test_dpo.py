@@ -43,9 +43,33 @@ def test_a_round_begins_with_the_optimiser_it_is_told_to(keep: bool, left: int) 
     for epoch, wanted in ((3, left), (4, 1)):  # the first epoch of the second round, and one within it
         optimizer = SimpleNamespace(state={"moments": 1})
         trainer = SimpleNamespace(optimizers=[optimizer], global_step=7)
-        module: Any = SimpleNamespace(cfg=cfg, current_epoch=epoch, trainer=trainer, round_started_at=0)
-        DPOPolicy.on_train_epoch_start(module)
+        DPOPolicy.on_train_epoch_start(beginning(epoch, cfg=cfg, trainer=trainer))
         assert len(optimizer.state) == wanted
+
+
+def beginning(epoch: int, *, seed: int = 1, rank: int = 0, **more: Any) -> Any:
+    """What a module is as far as the start of an epoch asks."""
+    known: dict[str, Any] = {
+        "cfg": PolicyConfig(epochs=3, keep_optimizer=True),
+        "trainer": SimpleNamespace(global_step=7),
+    }
+    mode = SimpleNamespace(training=False)
+    rest = {"train": lambda: setattr(mode, "training", True), "mode": mode, "round_started_at": 0}
+    return SimpleNamespace(**known | rest | more, llm=SimpleNamespace(seed=seed), current_epoch=epoch, global_rank=rank)
+
+
+def test_an_epoch_is_trained_alike_whatever_was_done_before() -> None:
+    """Resumed from a checkpoint, a model is as it was loaded: in evaluation mode, and chance stands anywhere."""
+    drawn = {}
+    for disturbed in (0, 5):
+        for seed, epoch, rank in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0)):
+            torch.rand(disturbed)
+            module = beginning(epoch, seed=seed, rank=rank)
+            DPOPolicy.on_train_epoch_start(module)
+            assert module.mode.training
+            found = torch.rand(3)
+            assert torch.equal(drawn.setdefault((seed, epoch, rank), found), found)
+    assert len({tuple(found.tolist()) for found in drawn.values()}) == 4
 
 
 def test_smoothed_dpo_and_the_rewards_by_hand() -> None:

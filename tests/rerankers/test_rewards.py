@@ -251,11 +251,14 @@ def test_with_one_fold_a_tenth_of_the_training_users_choose_the_epoch(
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(RerankerModule, "training_step", spy)
-    cross_fit(folds=1, **world.arguments() | {"max_epochs": 1})
+    cross_fit(folds=1, **world.arguments() | {"max_epochs": 1, "seed": 7})
     (choosing,) = chose.values()
     assert len(choosing) == 15
     assert not choosing & seen
     assert choosing | seen == set(world.train.tolist())
+    # whom `pairs.users` draws by the same seed, from the beginning, are not those who choose
+    drawn = torch.randperm(len(world.train), generator=torch.Generator().manual_seed(7))
+    assert not choosing & set(world.train[drawn[:100]].tolist())
 
 
 def test_one_fold_is_the_papers_way(world: Any) -> None:

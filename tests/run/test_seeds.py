@@ -10,7 +10,7 @@ from lit_rec.run.comparisons import compare_rows, verdict
 from lit_rec.run.headline import Headline
 from lit_rec.run.reranking_story import with_layouts
 from lit_rec.run.seeds import RUNS, Spread, seed_spread, seeds_of, with_seeds
-from lit_rec.run.statistics import Difference
+from lit_rec.run.statistics import Difference, t_quantile
 from lit_rec.run.stories import SESSIONS
 
 HEADLINE = Headline()
@@ -56,6 +56,16 @@ def test_interval_and_p_value_by_hand() -> None:
     assert with_seeds(gap, ((0.01, 0.03),), None) == gap
     same = Difference(0.0, 0.0, 0.0, 1.0, 100)
     assert with_seeds(same, ((0.0, 0.0),), Spread(0.5, 1, True)) == same  # rows that are equal whatever the seed
+
+
+@pytest.mark.parametrize("users", [5, 10, 94])
+def test_few_users_are_stretched_for_once(users: int) -> None:
+    """An interval over few users that ends at 0 has p = 0.05, whatever seeds that hardly differ are counted in."""
+    wide = t_quantile(users - 1) * 0.01
+    gap = Difference(wide, 0.0, 2 * wide, 0.05, users)
+    found = with_seeds(gap, ((wide - 1e-9, wide + 1e-9),), Spread(1e-9, 4, True))
+    assert (found.low, found.high) == pytest.approx((0, 2 * wide), abs=1e-6)
+    assert found.p == pytest.approx(0.05, abs=1e-3)  # the quantile's own precision
 
 
 def test_rows_of_one_layout_are_lucky_together() -> None:

@@ -203,14 +203,12 @@ class TestSecrets:
         with pytest.raises(UserError, match="a password stands in the configuration"):
             load_config(configs_dir() / "quickstart.yaml", [f"logging.mlflow_uri={url}"])
 
-    @pytest.mark.parametrize(
-        "url", ["http://host:8000/v1?key=AIzaSyNobody", "http://hf_nobody@host:8000/v1", "host:8000"]
-    )
+    @pytest.mark.parametrize("url", ["http://host:8000/v1?key=nobody", "http://nobody@host:8000/v1", "host:8000"])
     def test_a_server_is_a_plain_address(self, url: str) -> None:
         with pytest.raises(UserError) as caught:
-            load_config(configs_dir() / "quickstart.yaml", [*SERVER, f"llm.server.urls=['{url}']"])
+            load_config(configs_dir() / "quickstart.yaml", [*SERVED, f"llm.server.urls=['{url}']"])
         assert caught.value.where == "config key llm.server.urls"
-        assert not {"AIzaSyNobody", "hf_nobody"} & set(re.findall(r"\w+", str(caught.value)))
+        assert "nobody" not in str(caught.value)
 
     def test_a_key_in_place_of_its_variable_is_refused_and_not_shown(self) -> None:
         load_config(configs_dir() / "quickstart.yaml", [*SERVED, "llm.server.key_env=null"])
