@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,16 +81,20 @@ class DPOPolicy(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Forget the last epoch's sums; a new round begins with a fresh optimiser.
 
-        Whatever happened in this process before, a resumed epoch is trained as an undisturbed one: in training mode
-        (dropout, gradient checkpointing), with the same chance.
+        A model that was loaded to go on from a checkpoint is in evaluation mode: without dropout and gradient
+        checkpointing.
         """
         self._sums = {}
         self.train()
-        torch.manual_seed((self.llm.seed << 30) + (self.current_epoch << 10) + self.global_rank)
         if self.current_epoch % self.cfg.epochs == 0:
             self.round_started_at = self.trainer.global_step
             if not self.cfg.keep_optimizer:
                 self.trainer.optimizers[0].state.clear()
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Let dropout go by the batch, not by what this process has drawn before: resumed, it drops the same."""
+        place = [self.llm.seed, self.current_epoch, batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's means over pairs."""

@@ -58,18 +58,22 @@ def beginning(epoch: int, *, seed: int = 1, rank: int = 0, **more: Any) -> Any:
     return SimpleNamespace(**known | rest | more, llm=SimpleNamespace(seed=seed), current_epoch=epoch, global_rank=rank)
 
 
-def test_an_epoch_is_trained_alike_whatever_was_done_before() -> None:
-    """Resumed from a checkpoint, a model is as it was loaded: in evaluation mode, and chance stands anywhere."""
-    drawn = {}
+def test_training_goes_on_in_training_mode() -> None:
+    """Resumed from a checkpoint, a model is as it was loaded: in evaluation mode."""
+    module = beginning(1)
+    DPOPolicy.on_train_epoch_start(module)
+    assert module.mode.training
+
+
+def test_chance_goes_by_the_batch() -> None:
+    drawn: dict[tuple[int, ...], torch.Tensor] = {}
     for disturbed in (0, 5):
-        for seed, epoch, rank in ((1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0)):
+        for seed, epoch, batch, rank in ((1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (2, 0, 0, 0)):
             torch.rand(disturbed)
-            module = beginning(epoch, seed=seed, rank=rank)
-            DPOPolicy.on_train_epoch_start(module)
-            assert module.mode.training
+            DPOPolicy.on_train_batch_start(beginning(epoch, seed=seed, rank=rank), {}, batch)
             found = torch.rand(3)
-            assert torch.equal(drawn.setdefault((seed, epoch, rank), found), found)
-    assert len({tuple(found.tolist()) for found in drawn.values()}) == 4
+            assert torch.equal(drawn.setdefault((seed, epoch, batch, rank), found), found)
+    assert len({tuple(found.tolist()) for found in drawn.values()}) == 5
 
 
 def test_smoothed_dpo_and_the_rewards_by_hand() -> None:
