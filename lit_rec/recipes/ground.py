@@ -130,7 +130,7 @@ class Ground(Models):
         def build(work: Path) -> dict[str, Any]:
             parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
             save_file({k: v.contiguous() for k, v in parts.items()}, work / "users.safetensors")
-            return {k: len(v) for k, v in parts.items()}
+            return {k: len(v) for k, v in parts.items()} | {"items": self.data.n_items}
 
         key = {"test": e.test, "validation": e.validation, "folds": e.folds, "fold": fold, "seed": self.cfg.seed}
         _ = self.lists

@@ -51,7 +51,7 @@ def fit(
     extra_callbacks(cfg)  # a mistake there is told before anything is paid for
     if needs_encoder(cfg):
         ground.check_encoder("knowledge")
-    if uses_llm(cfg) and distributed.main():
+    if (uses_llm(cfg) or (needs_encoder(cfg) and cfg.knowledge.item_text == "llm")) and distributed.main():
         ground.llm.check()
     folds = range(cfg.evaluation.folds) if cfg.evaluation.only_folds is None else cfg.evaluation.only_folds
     frames, loops = [], []

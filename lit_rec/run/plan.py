@@ -4,7 +4,7 @@ A plan is made from the configuration and the number of users or sessions; no mo
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def make_plan(cfg: DictConfig, sizes: Sizes, finished: Collection[str] = ()) -> 
         if e.folds > 1:  # folds differ by a user; the largest training part counts
             users = sizes.train + sizes.validation + sizes.test
             smallest = users // e.folds
-            sizes = Sizes(users - sizes.validation - smallest, sizes.validation, smallest)
+            sizes = replace(sizes, train=users - sizes.validation - smallest, test=smallest)
         folds = range(e.folds) if e.only_folds is None else e.only_folds
         made = [part for fold in folds for part in reranking_parts(cfg, sizes, f"fold_{fold}/")]
     return [Part(name, stages, tuple(s for s in stages if s in finished)) for name, stages in made]
@@ -181,7 +181,7 @@ class PlannedRun(RunFolder):
             self._told = True
             counts = self.log[-1]["counts"]
             train, validation, test = (int(counts[part]) for part in ("train", "validation", "test"))
-            sizes = Sizes(train, validation, test, int(counts.get("candidates", 0)))
+            sizes = Sizes(train, validation, test, int(counts.get("candidates", 0)), int(counts.get("items", 0)))
             self._tell(make_plan(self._cfg, sizes, self.finished()))
         return folder
 

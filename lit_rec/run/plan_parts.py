@@ -28,12 +28,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Users or sessions of each split, and candidates per session."""
+    """Users or sessions of each split, candidates per session, and items that a recipe for users may describe."""
 
     train: int
     validation: int
     test: int
     candidates: int = 0
+    items: int = 0
 
 
 Parts = list[tuple[str, dict[str, Work]]]  # names for people, and stages
@@ -48,8 +49,11 @@ def reranking_parts(cfg: DictConfig, sizes: Sizes, fold: str) -> Parts:
     rounds = int(cfg.policy.rounds)
     parts: Parts = [("candidate lists and split", _none("lists", f"{fold}split"))]
     if needs_encoder(cfg):
-        described = " (the LLM describes every item first)" if cfg.knowledge.item_text == "llm" else ""
-        parts.append((f"items and histories, encoded{described}", _none("knowledge")))
+        described, work = "", Work()
+        if cfg.knowledge.item_text == "llm":
+            described = " (the LLM describes every item first)"
+            work = Work(sizes.items, sizes.items * int(cfg.knowledge.item_tokens))
+        parts.append((f"items and histories, encoded{described}", {"knowledge": work}))
     if not uses_llm(cfg):
         return [*parts, _rows(cfg, [], fold)]
 

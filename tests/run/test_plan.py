@@ -252,6 +252,13 @@ class TestPlannedRun:
         assert "410 answers" in out
 
 
+def test_descriptions_of_items_are_planned_once() -> None:
+    alone = [f"evaluation.controls.{name}=false" for name in ("zero_shot", "shuffled")]
+    more = ["knowledge.item_text=llm", "knowledge.item_tokens=40", "policy.rounds=0", "evaluation.folds=3", *alone]
+    parts = make_plan(load("quickstart.yaml", *more), Sizes(31, 8, 17, items=300))
+    assert total(parts) == Work(300, 300 * 40)
+
+
 def test_curves_are_told_of_where_there_will_be_some() -> None:
     assert "Curves" in places(load("quickstart.yaml"))
     assert "Curves" not in places(load("quickstart.yaml", "logging.to=[csv]"))
