@@ -113,7 +113,7 @@ def test_unpacked_zip_goes_by_content_and_leaves_nothing_half_done(tmp_path):
     bad = make_zip(tmp_path / "bad.zip", {"good": b"1", "../evil": b"2"})
     with pytest.raises(UserError):
         unpacked_zip(bad, cache=tmp_path / "cache")
-    assert not [p for p in (tmp_path / "cache" / "archives").iterdir() if "bad" in p.name and p.is_dir()]
+    assert not [p for p in (tmp_path / "cache" / "archives").iterdir() if p.name.startswith("bad-") and p.is_dir()]
     assert not list((tmp_path / "cache" / "archives").glob(".unpack-*"))
 
 
