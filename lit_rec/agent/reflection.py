@@ -4,15 +4,11 @@ One conversation of three turns per error session: (1) the question and the LLM'
 may have gone wrong? (2) the target is shown: why was it missed? (3) short imperative hints that do not name it.
 """
 
-import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import yaml
-
-from lit_rec.errors import UserError
-from lit_rec.llm.prompts import TEMPLATES, Messages, item_slots
+from lit_rec.llm.prompts import Messages, find_template, item_slots
 from lit_rec.llm.ranker import Port
 from lit_rec.llm.ranking import INLINE, normalised, other_names
 from lit_rec.llm.sampler import SamplingSettings
@@ -71,7 +67,7 @@ class Reflector:
         settings: SamplingSettings,
         attributes: Sequence[str] = (),
     ) -> None:
-        words = need_template(template)
+        words = find_template("reflection", template)
         self.llm, self.words, self.settings, self.hints = llm, words, settings, hints
         self.common: dict[str, object] = {**item_slots(noun, attributes), "verb": verb, "hints": hints}
         self.example = self.words.get("example", "").format(**self.common)
@@ -117,27 +113,6 @@ class Reflector:
 
     def _fill(self, key: str, **slots: object) -> str:
         return " ".join(self.words[key].split()).replace(" | ", "\n").format(**self.common, **slots)
-
-
-@functools.cache
-def _templates() -> dict[str, dict[str, str]]:
-    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["reflection"]
-
-
-def need_template(name: str) -> dict[str, str]:
-    """The words of a reflection template.
-
-    Raises:
-        UserError: There is none of that name.
-    """
-    known = _templates()
-    if name not in known:
-        raise UserError(
-            f"there is no reflection template {name!r}",
-            where="config key reflection.template",
-            fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
-        )
-    return known[name]
 
 
 def read_hints(answer: str, limit: int) -> list[str]:

@@ -16,6 +16,12 @@ from lit_rec.errors import UserError
 Messages = list[dict[str, str]]
 Hints = Sequence[str | None]  # None is the prompt without a hint
 TEMPLATES = Path(__file__).with_name("templates.yaml")
+# Kinds of templates: their part of the file, the key that names them, and how many it names.
+KINDS = {
+    "prompt": ("templates", "prompt.template", "one"),
+    "ranking": ("ranking", "ranking.templates", "some"),
+    "reflection": ("reflection", "reflection.template", "one"),
+}
 NOT_SHOWN = {"user_id", "zip", "zip_code"}
 
 
@@ -23,6 +29,27 @@ NOT_SHOWN = {"user_id", "zip", "zip_code"}
 def _file() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
     return found
+
+
+def find_template(kind: str, name: str) -> dict[str, str]:
+    """The words of a template.
+
+    Args:
+        kind: "prompt", "ranking" or "reflection".
+        name: Below that part of templates.yaml.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    section, key, some = KINDS[kind]
+    known: dict[str, dict[str, str]] = _file()[section]
+    if name not in known:
+        raise UserError(
+            f"there is no {kind} template {name!r}",
+            where=f"config key {key}",
+            fix=f"use {some} of {', '.join(known)}, or add yours to {TEMPLATES.name}",
+        )
+    return known[name]
 
 
 def user_words(template: str) -> str:
@@ -52,14 +79,8 @@ class Prompts:
     factors: str = ""
 
     def __post_init__(self) -> None:
-        known = _file()["templates"]
-        if self.template not in known:
-            raise UserError(
-                f"there is no prompt template {self.template!r}",
-                where="config key prompt.template",
-                fix=f"use one of {', '.join(known)}, or add yours to {TEMPLATES.name}",
-            )
-        if not self.data.rated and "chosen" not in known[self.template]:
+        words = find_template("prompt", self.template)
+        if not self.data.rated and "chosen" not in words:
             raise UserError(
                 f"prompt template {self.template!r} has no words for interactions without ratings",
                 where="config key prompt.template",

@@ -9,35 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
-import yaml
 
-from lit_rec.errors import UserError
-from lit_rec.llm.prompts import TEMPLATES, Messages, plural
+from lit_rec.llm.prompts import Messages, find_template, plural
 from lit_rec.llm.scoring import Question
 
 CLOSE = 0.92  # titles this alike (difflib's ratio) are taken for the same: a typing slip, not another film
 NUMERALS = re.compile(r"\b(\d+|[ivx]+)\b")
-
-
-@functools.cache
-def _ranking_templates() -> dict[str, dict[str, str]]:
-    return yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))["ranking"]
-
-
-def need_ranking_template(name: str) -> dict[str, str]:
-    """The words of a ranking template.
-
-    Raises:
-        UserError: There is none of that name.
-    """
-    known = _ranking_templates()
-    if name not in known:
-        raise UserError(
-            f"there is no ranking template {name!r}",
-            where="config key ranking.templates",
-            fix=f"use some of {', '.join(known)}, or add yours to {TEMPLATES.name}",
-        )
-    return known[name]
 
 
 @dataclass(frozen=True)
@@ -66,7 +43,7 @@ class RankingPrompts:
     years: bool = False
 
     def __post_init__(self) -> None:
-        need_ranking_template(self.template)
+        find_template("ranking", self.template)
 
     @functools.cached_property
     def titles(self) -> list[str]:
@@ -79,7 +56,7 @@ class RankingPrompts:
     @property
     def shows_candidates(self) -> bool:
         """Whether the prompt lists the candidates: then their order matters."""
-        return "{candidates}" in "".join(_ranking_templates()[self.template].values())
+        return "{candidates}" in "".join(find_template("ranking", self.template).values())
 
     def prompt(self, session: Sequence[int], candidates: Sequence[int], hint: str | None = None) -> Messages:
         """The prompt of a session.
@@ -97,11 +74,11 @@ class RankingPrompts:
 
     def question(self, prompt: Messages, candidates: Sequence[int]) -> Question:
         """Ask for the likelihood of the candidates' titles as the answer to a prompt."""
-        words = _ranking_templates()[self.template]
+        words = find_template("ranking", self.template)
         return Question(prompt, words["lead"], words["end"], tuple(self.titles[c] for c in candidates))
 
     def _fill(self, which: str, session: Sequence[int], candidates: Sequence[int], hint: str | None) -> Messages:
-        words = _ranking_templates()[self.template]
+        words = find_template("ranking", self.template)
         slots = {
             "noun": self.noun,
             "nouns": plural(self.noun),

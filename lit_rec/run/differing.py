@@ -32,8 +32,7 @@ def check_same(made: dict[str, Any], given: dict[str, Any], run: str, file: str)
     Raises:
         UserError: They differ in more than names and places; the keys are named.
     """
-    found = [line for line in differences(made, given) if not free(line.split(":")[0], PLACES)]
-    if found:
+    if found := differences_beyond(made, given, PLACES):
         fix = "leave --config out: --run alone knows how the run was made; or give the overrides it was made with"
         raise other_configuration(Path(run), f"--config {file}", found, fix)
 
@@ -49,10 +48,18 @@ def check_overrides(made: dict[str, Any], given: dict[str, Any], run: str) -> No
     Raises:
         UserError: They differ in more than places and the machine; the keys are named.
     """
-    found = [line for line in differences(made, given) if not free(line.split(":")[0], USED)]
-    if found:
+    if found := differences_beyond(made, given, USED):
         fix = "leave the override out: a run is used as it was made; to have it otherwise, fit another run.dir"
         raise other_configuration(Path(run), "overrides", found, fix)
+
+
+def differences_beyond(made: Any, given: Any, names: Sequence[str]) -> list[str]:
+    """In what two configurations differ, the keys of these names apart.
+
+    >>> differences_beyond({"seed": 1, "run": {"dir": "a"}}, {"seed": 2, "run": {"dir": "b"}}, PLACES)
+    ['seed: 1 -> 2']
+    """
+    return [line for line in differences(made, given) if not free(line.split(":")[0], names)]
 
 
 def free(key: str, names: Sequence[str]) -> bool:

@@ -18,10 +18,10 @@ from lit_rec.llm.prompts import user_words
 from lit_rec.recipes.loop import Loop
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.run import cards
-from lit_rec.run.differing import REACHED, free
+from lit_rec.run.differing import REACHED, differences_beyond
 from lit_rec.run.export_llm import write_adapter, write_merged
 from lit_rec.run.export_reranker import TOLERANCE, export_onnx, need_onnx, write_reranker
-from lit_rec.run.folder import RunFolder, differences, other_configuration, write_atomic
+from lit_rec.run.folder import RunFolder, other_configuration, write_atomic
 from lit_rec.run.progress import console
 
 MARK = "export.json"  # what tells an export from a folder of somebody's own
@@ -75,7 +75,7 @@ def check_finished(cfg: DictConfig, run: RunFolder, needed: str) -> None:
             fix="start `python -m lit_rec fit` with the same configuration again: it goes on where it was",
         )
     old, new = ({k: v for k, v in tree.items() if k not in FREE} for tree in (plain(OmegaConf.load(kept)), plain(cfg)))
-    if found := [line for line in differences(old, new) if not free(line.split(":")[0], REACHED)]:
+    if found := differences_beyond(old, new, REACHED):
         raise other_configuration(run.path, str(kept), found, "restore the value, or choose another run.dir")
 
 

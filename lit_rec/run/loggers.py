@@ -3,7 +3,8 @@
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,17 @@ def _csv(cfg: DictConfig, folder: Path, name: str) -> Logger:
     return CSVLogger(str(folder), name="csv", version=version)
 
 
+@contextmanager
+def _told(package: str, what: str, *, where: str, fix: str) -> Iterator[None]:
+    """Say in words what a tracking service, or the way to it, has raised."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in (package, "requests", "urllib3"):
+            raise
+        raise UserError(what, where=where, why=" ".join(str(error).split())[:200], fix=fix) from error
+
+
 def _wandb(cfg: DictConfig, folder: Path, name: str) -> Logger:
     """All curves of a run are one W&B run, told apart by their names: a process has one run at a time."""
     logger = WandbLogger(
@@ -118,17 +130,9 @@ def _wandb(cfg: DictConfig, folder: Path, name: str) -> Logger:
         offline=cfg.logging.offline,
         prefix=name,
     )
-    try:
+    fix = "log in with `wandb login`, or keep the curves below the run folder: logging.offline=true"
+    with _told("wandb", "Weights & Biases cannot be used", where="config key logging.to", fix=fix):
         _ = logger.experiment  # logs in
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("wandb", "requests", "urllib3"):
-            raise
-        raise UserError(
-            "Weights & Biases cannot be used",
-            where="config key logging.to",
-            why=" ".join(str(error).split())[:200],
-            fix="log in with `wandb login`, or keep the curves below the run folder: logging.offline=true",
-        ) from error
     return logger
 
 
@@ -153,16 +157,8 @@ def _mlflow(cfg: DictConfig, folder: Path, name: str) -> Logger:
         run_id=known.get(name),
         synchronous=True,
     )
-    try:
+    fix = "start the tracking server, or name a folder: file:/somewhere/mlruns"
+    with _told("mlflow", f"MLflow cannot be reached at {uri}", where="config key logging.mlflow_uri", fix=fix):
         run = str(logger.run_id)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("mlflow", "requests", "urllib3"):
-            raise
-        raise UserError(
-            f"MLflow cannot be reached at {uri}",
-            where="config key logging.mlflow_uri",
-            why=" ".join(str(error).split())[:200],
-            fix="start the tracking server, or name a folder: file:/somewhere/mlruns",
-        ) from error
     write_atomic(file, json.dumps({**known, name: run}, indent=1))
     return logger

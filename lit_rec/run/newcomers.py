@@ -20,8 +20,8 @@ from lit_rec.recipes.ground import encode_knowledge
 from lit_rec.recipes.loop import Loop
 from lit_rec.recipes.user_hints import UserHints
 from lit_rec.run.candidates import Given, padded
-from lit_rec.run.differing import REACHED, free
-from lit_rec.run.folder import differences, other_configuration
+from lit_rec.run.differing import REACHED, differences_beyond
+from lit_rec.run.folder import other_configuration
 
 Progress = Callable[[int, int], None]
 BORROWED = ("shuffled", "history_shuffled")  # rows whose users read somebody else's text
@@ -147,8 +147,8 @@ def check_asked(loop: Loop) -> None:
     def parts(tree: Any) -> dict[str, Any]:
         return {k: {n: v for n, v in tree[k].items() if n != "batch_size"} for k in ASKED if k in tree}
 
-    found = differences(parts(plain(OmegaConf.load(kept))), parts(plain(loop.cfg)))
-    if found := [line for line in found if not free(line.split(":")[0], REACHED)]:
+    made, asked = parts(plain(OmegaConf.load(kept))), parts(plain(loop.cfg))
+    if found := differences_beyond(made, asked, REACHED):
         fix = "restore the value: knowledge of new users has to be made as that of all others was"
         raise other_configuration(loop.run.path, str(kept), found, fix)
 

@@ -5,12 +5,11 @@ import inspect
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 
-from lit_rec.agent.reflection import need_template
 from lit_rec.checks import has_key
 from lit_rec.config import plain
 from lit_rec.errors import UserError
 from lit_rec.extensions import find, is_path
-from lit_rec.llm.ranking import need_ranking_template
+from lit_rec.llm.prompts import find_template
 from lit_rec.rerankers.module import RerankerModule
 
 
@@ -21,9 +20,9 @@ def rehearse(cfg: DictConfig) -> None:
         UserError: With the key.
     """
     if has_key(cfg, "reflection") and cfg.agent.get("pick") != "none":
-        need_template(cfg.reflection.template)
+        find_template("reflection", cfg.reflection.template)
     for template in cfg.ranking.templates if has_key(cfg, "ranking") else ():
-        need_ranking_template(template)
+        find_template("ranking", template)
     if has_key(cfg, "reward") and is_path(cfg.reward.metric):
         find(cfg.reward.metric, "reward.metric")
     if has_key(cfg, "reranker"):
