@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rec.kernels import layers as kernels
 from lit_rec.rerankers.features import whole
 
 
@@ -41,8 +42,8 @@ class DLCM(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        states, last = self.gru(x)
-        final = last.squeeze(0)
+        states = kernels.states(self.gru, x)
+        final = states[:, -1]
         if not whole(mask):  # the final state is that of the last candidate, not of the padding behind it
             end = mask.sum(dim=1).clamp(min=1) - 1
             final = states[torch.arange(len(states), device=states.device), end]

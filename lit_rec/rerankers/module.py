@@ -192,7 +192,8 @@ class RerankerModule(L.LightningModule):
         mask = items > 0
         users = user_knowledge.unsqueeze(1).expand(-1, items.shape[1], -1)
         own = self.features(items)  # a side without knowledge has no columns, and no precision of its own
-        x = torch.cat([own, users.to(own), item_knowledge.to(own)], dim=-1)
+        sides = [side.to(own) for side in (users, item_knowledge) if side.shape[-1]]
+        x = torch.cat([own, *sides], dim=-1) if sides else own
         if not self.uses_history:
             return self.ranker(x, mask)
         if history_items is None or history_ratings is None:

@@ -1,0 +1,206 @@
+"""What rerankers compute on a CPU by kernels of our own: embeddings, a GRU, self-attention with its perceptron.
+
+Among ten candidates torch's own operations mostly wait for memory, and for each other. The kernels take a few lists at
+a time through all of a layer, forward and back, and give the same numbers but for rounding. Where they cannot be used
+(no compiler, another device or precision, odd widths) torch's layers compute instead, more slowly.
+"""
+
+import ctypes
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lit_rec.kernels.library import MOST_LAYERS, NUMBERS, SIZE, Named, Shape, library
+
+ROWS = 120  # candidates taken at a time: what is made of them stays in the cache
+
+
+def states(layer: nn.GRU, x: Tensor) -> Tensor:
+    """The states of a GRU, as `layer(x)[0]` gives them.
+
+    Args:
+        layer: One layer in one direction, batch first, with biases.
+        x: [B, C, width].
+
+    Returns:
+        [B, C, hidden].
+    """
+    if not usable(x, layer.input_size, layer.hidden_size):
+        return layer(x)[0]
+    weights: list[Any] = [layer.weight_ih_l0, layer.bias_ih_l0, layer.weight_hh_l0, layer.bias_hh_l0]
+    return _GRU.apply(_learns(x, *weights), x, *weights)  # type: ignore[no-untyped-call]
+
+
+def usable(x: Tensor, *widths: int) -> bool:
+    """Whether kernels can compute with x, and layers of these widths."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+        return False
+    if torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        return False
+    found = library()
+    return found is not None and not any(width % found.lanes() for width in widths)
+
+
+def embed(items: Tensor, item_table: Tensor, values: Tensor, widths: Sequence[int], value_table: Tensor) -> Tensor:
+    """Embed items, and beside them the mean of each attribute's values; padding, 0 in either, is zeros.
+
+    `usable` must have said so for the tables' width.
+
+    Args:
+        items: [...] int64.
+        item_table: [n_items + 1, dim].
+        values: [n_items + 1, columns] int64.
+        widths: How many of the columns each attribute has.
+        value_table: [values + 1, dim].
+
+    Returns:
+        [..., (1 + attributes) * dim].
+    """
+    return _Embedding.apply(items, values, widths, item_table, value_table)  # type: ignore[no-untyped-call]
+
+
+def score_in_context(x: Tensor, lengths: Tensor, heads: int, *weights: Tensor) -> Tensor:
+    """Self-attention without its output projection, then a perceptron on [attention ; x]: linear layers, ReLU between.
+
+    `usable` must have said so for the width of x and that of a head.
+
+    Args:
+        x: [B, C, width].
+        lengths: [B] int32: how many candidates are no padding; those come first.
+        heads: Of the attention.
+        *weights: Weight and bias by turns: of queries, keys and values [3 * width, width], of the perceptron's hidden
+            layers, and of its output, [hidden] and [1].
+
+    Returns:
+        Logits [B, C].
+    """
+    return _Context.apply(_learns(x, *weights), heads, lengths, x, *weights)  # type: ignore[no-untyped-call]
+
+
+def _learns(*tensors: Tensor) -> bool:
+    """Whether there will be a way back, for which has to be kept what is made on the way."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _chunk(candidates: int) -> int:
+    """Lists taken at a time: a multiple of five, since products take five rows at once."""
+    return max(5, ROWS // candidates // 5 * 5)
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items: Tensor, values: Tensor, widths: Sequence[int], *tables: Tensor) -> Tensor:
+        items, values, item_table, value_table = (tensor.contiguous() for tensor in (items, values, *tables))
+        ends = (ctypes.c_int64 * len(widths))(*itertools.accumulate(widths))
+        sizes = item_table.shape[1], values.shape[1], len(widths), len(item_table), len(value_table)
+        named = Named(items.numel(), *sizes, *_at(items, values), ends)
+        out = item_table.new_empty(*items.shape, (1 + len(widths)) * item_table.shape[1])
+        if not _needed().embed_forward(named, torch.get_num_threads(), *_at(item_table, value_table, out)):
+            raise IndexError(f"an item or a value is not among the {len(item_table)} and {len(value_table)} embedded")
+        ctx.named = named
+        ctx.save_for_backward(items, values, *tables)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        *_, item_table, value_table = ctx.saved_tensors  # the others are kept for the addresses that `named` has
+        d_out, d_items, d_values = d_out.contiguous(), torch.zeros_like(item_table), torch.zeros_like(value_table)
+        _needed().embed_backward(ctx.named, torch.get_num_threads(), *_at(d_out, d_items, d_values))
+        return None, None, None, d_items, d_values
+
+
+class _GRU(torch.autograd.Function):
+    """Of x and a layer's weights, in the order of the kernel's sums."""
+
+    @staticmethod
+    def forward(ctx: Any, learns: bool, x: Tensor, *weights: Tensor) -> Tensor:
+        x, (w_input, b_input, w_state, b_state) = x.contiguous(), [weight.contiguous() for weight in weights]
+        kernels, threads, (lists, candidates, width) = _needed(), torch.get_num_threads(), x.shape
+        hidden, chunk = w_state.shape[1], _chunk(candidates)
+        sizes = lists, candidates, width, hidden, chunk, threads
+        out = x.new_empty(lists, candidates, hidden)
+        kept = x.new_empty((lists if learns else threads * chunk) * kernels.gru_kept(candidates, hidden))
+        scratch = x.new_empty(threads * kernels.gru_scratch(chunk, candidates, hidden))
+        turned = [w_input.t().contiguous(), w_state.t().contiguous()]
+        kernels.gru_forward(*sizes, *_at(x, *turned, b_input, b_state, out), learns, *_at(kept, scratch))
+        ctx.sizes = sizes
+        ctx.save_for_backward(x, kept, w_input, b_input, w_state, b_state)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, *weights = ctx.saved_tensors
+        kernels, (_, candidates, _, hidden, chunk, threads) = _needed(), ctx.sizes
+        d_out, dx = d_out.contiguous(), torch.empty_like(x)
+        sums = x.new_zeros(threads, sum(weight.numel() for weight in weights))
+        scratch = x.new_empty(threads * kernels.gru_scratch(chunk, candidates, hidden))
+        kernels.gru_backward(*ctx.sizes, *_at(x, weights[0], weights[2], d_out, dx, sums, kept, scratch))
+        return None, dx, *_parts(sums, weights)
+
+
+class _Context(torch.autograd.Function):
+    """Of x and weights in the order of the kernel's sums: of queries, keys and values, hidden layers, the last one."""
+
+    @staticmethod
+    def forward(ctx: Any, learns: bool, heads: int, lengths: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+        x, kernels, threads, (lists, candidates, width) = x.contiguous(), _needed(), torch.get_num_threads(), x.shape
+        chunk, padded = _chunk(candidates), [_padded(weight, kernels.lanes()) for weight in weights]
+        w_in, b_in, *hidden, w_out, b_out = padded
+        widths = [2 * width, *map(len, hidden[::2])]
+        shape = Shape(candidates, width, heads, len(widths) - 1, (SIZE * (MOST_LAYERS + 1))(*widths))
+        logits = x.new_empty(lists, candidates)
+        kept = x.new_empty((lists if learns else threads * chunk) * kernels.context_kept(shape))
+        scratch = x.new_empty(threads * kernels.context_scratch(chunk, shape))
+        turned = [weight.t().contiguous() for weight in (w_in, *hidden[::2])]
+        read = *_at(x, lengths, turned[0], b_in), _many(turned[1:]), _many(hidden[1::2]), *_at(w_out, b_out, logits)
+        kernels.context_forward(shape, lists, chunk, threads, *read, learns, *_at(kept, scratch))
+        ctx.sizes, ctx.shapes = (shape, lists, chunk, threads), [weight.shape for weight in weights]
+        ctx.save_for_backward(x, lengths, kept, *padded)
+        return logits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
+        x, lengths, kept, *padded = ctx.saved_tensors
+        kernels, (shape, _, chunk, threads) = _needed(), ctx.sizes
+        d_logits, dx = d_logits.contiguous(), torch.empty_like(x)
+        sums = x.new_zeros(threads, kernels.context_sums(shape))
+        scratch = x.new_empty(threads * kernels.context_scratch(chunk, shape))
+        hidden = _many(padded[2:-2:2])
+        read = *_at(x, lengths, padded[0]), hidden, *_at(padded[-2], d_logits, dx, sums, kept, scratch)
+        kernels.context_backward(*ctx.sizes, *read)
+        found = zip(_parts(sums, padded), ctx.shapes, strict=True)
+        return None, None, None, dx, *(part[tuple(map(slice, shape))] for part, shape in found)
+
+
+def _needed() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "asked of by `usable` before"
+    return found
+
+
+def _at(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def _many(tensors: Sequence[Tensor]) -> Any:
+    return (NUMBERS * len(tensors))(*_at(*tensors))
+
+
+def _padded(weight: Tensor, lanes: int) -> Tensor:
+    """With zeros up to multiples of lanes, in every dimension."""
+    more = [end for size in reversed(weight.shape) for end in (0, -size % lanes)]
+    return F.pad(weight, more).contiguous() if any(more) else weight.contiguous()
+
+
+def _parts(sums: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of weights, in their shapes: what the kernel has left of all threads in the first one's place."""
+    parts = sums[0].split([weight.numel() for weight in weights])
+    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]

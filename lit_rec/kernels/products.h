@@ -1,0 +1,99 @@
+/* Vectors and matrix products of what rerankers compute for short lists, a few lists at a time so that they stay in a
+   core's cache. All numbers are float, all matrices lie row by row, sizes are counted in floats. */
+#include <stddef.h>
+
+#include <string.h>
+
+#if defined(__AVX512F__)
+enum { LANES = 16, WIDE = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, WIDE = 2 };
+#else
+enum { LANES = 4, WIDE = 4 };
+#endif
+enum { TALL = 5 };
+typedef ptrdiff_t size;
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+static inline vec load(const float *from) { return *(const vec *)from; }
+static inline void store(float *to, vec values) { *(vec *)to = values; }
+static inline vec all(float value) { return (vec){0} + value; }
+static inline vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+static inline float total(vec values) {
+    float sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += values[lane];
+    return sum;
+}
+static inline size least(size a, size b) { return a < b ? a : b; }
+static inline size padded(size n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* Cephes' expf, 2^n times a polynomial; what is not a number stays so. */
+static inline vec exponential(vec x) {
+    x = where(x < all(-87.0f), all(-87.0f), x);
+    x = where(x > all(87.0f), all(87.0f), x);
+    const vec magic = all(12582912.0f); /* 1.5 * 2^23: the sum is rounded to a whole number, its lowest bits are n */
+    vec shifted = x * 1.44269504f + magic, n = shifted - magic;
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * (vec)(((ivec)shifted << 23) + (127 << 23));
+}
+static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+static inline vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f / (1.0f + exponential(x + x)); }
+
+/* c[rows, vectors * LANES] = first + a b, its sums in registers; a's elements lie a_row and a_step apart. */
+#define BLOCK(name, rows, vectors)                                                                                     \
+    static void name(size k, const float *a, size a_row, size a_step, const float *b, size b_row, const float *first,  \
+                     size first_row, float *c, size c_row, int cut) {                                                  \
+        vec sum[rows][vectors], right[vectors];                                                                        \
+        for (int i = 0; i < rows; i++)                                                                                 \
+            for (int j = 0; j < vectors; j++) sum[i][j] = first ? load(first + i * first_row + j * LANES) : all(0);    \
+        for (size step = 0; step < k; step++) {                                                                        \
+            for (int j = 0; j < vectors; j++) right[j] = load(b + step * b_row + j * LANES);                           \
+            for (int i = 0; i < rows; i++)                                                                             \
+                for (int j = 0; j < vectors; j++) sum[i][j] += a[i * a_row + step * a_step] * right[j];                \
+        }                                                                                                              \
+        for (int i = 0; i < rows; i++)                                                                                 \
+            for (int j = 0; j < vectors; j++)                                                                          \
+                store(c + i * c_row + j * LANES, cut ? where(sum[i][j] < all(0), all(0), sum[i][j]) : sum[i][j]);      \
+    }
+BLOCK(tall_and_wide, TALL, WIDE)
+BLOCK(tall, TALL, 1)
+BLOCK(wide, 1, WIDE)
+BLOCK(single, 1, 1)
+
+/* c[m, n] = first + a[m, k] b[k, n], and no less than zero where it is cut. first: nothing, or rows as far apart as told,
+   for one row of all 0. */
+static inline void product(size m, size n, size k, const float *a, size a_row, size a_step, const float *b, size b_row,
+                    const float *first, size first_row, float *c, size c_row, int cut) {
+    for (size j = 0, vectors; j < n; j += vectors * LANES) {
+        vectors = n - j < WIDE * LANES ? 1 : WIDE;
+        for (size i = 0, rows; i < m; i += rows) {
+            rows = m - i < TALL ? 1 : TALL;
+            (rows == 1 ? vectors == 1 ? single : wide : vectors == 1 ? tall : tall_and_wide)(
+                k, a + i * a_row, a_row, a_step, b + j, b_row, first ? first + i * first_row + j : 0, first_row,
+                c + i * c_row + j, c_row, cut);
+        }
+    }
+}
+/* y[m, n] = x[m, k] w[k, n] + bias, rows one behind the other. */
+static inline void linear(size m, size n, size k, const float *x, const float *w, const float *bias, float *y, int cut) {
+    product(m, n, k, x, k, 1, w, n, bias, 0, y, n, cut);
+}
+/* What y = x w' + b hands back of dy [m, n] to w [n, k] and b [n], added to them. */
+static inline void linear_back(size m, size n, size k, const float *dy, const float *x, float *dw, float *db) {
+    product(n, k, m, dy, 1, n, x, k, dw, k, dw, k, 0);
+    for (size i = 0; i < m; i++)
+        for (size j = 0; j < n; j += LANES) store(db + j, load(db + j) + load(dy + i * n + j));
+}
+
+/* What the threads have summed, added up in the first one's place. */
+static inline void gather(int threads, size n, float *sums) {
+    for (int thread = 1; thread < threads; thread++)
+        for (size j = 0; j < n; j++) sums[j] += sums[thread * n + j];
+}

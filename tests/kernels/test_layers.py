@@ -1,0 +1,174 @@
+"""The kernels against torch's own layers in double precision, with vectors of every width."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_rec.kernels import layers
+from lit_rec.kernels.library import library
+from lit_rec.rerankers.attention import score_in_context
+from lit_rec.rerankers.dlcm import DLCM
+from lit_rec.rerankers.features import ItemFeatures, perceptron
+from lit_rec.rerankers.prm import PRM
+
+pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
+CLOSE = 2e-5  # of single precision, relative to the largest number
+LANES = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}
+
+
+@pytest.fixture(autouse=True, params=LANES)
+def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    own = torch.backends.cpu.get_cpu_capability()
+    if list(LANES).index(own if own in LANES else "DEFAULT") > list(LANES).index(request.param):
+        pytest.skip("this processor cannot do so")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
+    library.cache_clear()
+    found = library()
+    assert found is not None
+    assert found.lanes() == LANES[request.param]
+    yield
+    library.cache_clear()
+
+
+def padded(lists: int, candidates: int) -> Tensor:
+    """A mask of lists of every length, those without a candidate too."""
+    lengths = torch.arange(lists) % (candidates + 1)
+    lengths[0] = candidates
+    return torch.arange(candidates) < lengths.unsqueeze(1)
+
+
+def assert_alike(found: list[Tensor], expected: list[Tensor]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        scale = max(1.0, theirs.detach().abs().max().item())
+        assert (ours.double() - theirs).abs().max().item() < CLOSE * scale
+
+
+@pytest.mark.parametrize(
+    ("lists", "candidates", "width", "hidden"), [(1, 1, 16, 16), (37, 10, 64, 64), (13, 50, 96, 32), (256, 10, 192, 64)]
+)
+def test_states_and_gradients_are_those_of_a_gru(lists: int, candidates: int, width: int, hidden: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.GRU(width, hidden, batch_first=True)
+    x = (3 * torch.randn(lists, candidates, width)).requires_grad_()
+    given = torch.randn(lists, candidates, hidden)
+    ours = layers.states(layer, x)
+    assert "_GRU" in type(ours.grad_fn).__name__
+    found = [ours, *torch.autograd.grad(ours, [x, *layer.parameters()], given)]
+    with torch.no_grad():
+        assert torch.equal(layers.states(layer, x), ours)
+
+    exact, x = layer.double(), x.detach().double().requires_grad_()
+    theirs = exact(x)[0]
+    assert_alike(found, [theirs, *torch.autograd.grad(theirs, [x, *exact.parameters()], given.double())])
+
+
+@pytest.mark.parametrize(
+    ("lists", "candidates", "width", "heads", "hidden"),
+    [(1, 1, 32, 1, (16,)), (40, 10, 64, 2, (200, 80)), (9, 33, 96, 3, (7, 50, 20)), (256, 10, 192, 2, (200, 80))],
+)
+def test_logits_and_gradients_are_those_of_attention_and_perceptron(
+    lists: int, candidates: int, width: int, heads: int, hidden: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer, mlp = nn.MultiheadAttention(width, heads, batch_first=True), perceptron(2 * width, hidden, 0.0)
+    for bias in (layer.in_proj_bias, layer.out_proj.bias):
+        nn.init.normal_(bias)
+    mask = padded(lists, candidates)
+    x = (2 * torch.randn(lists, candidates, width)).requires_grad_()
+    given = torch.randn(lists, candidates) * mask
+    ours = score_in_context(layer, mlp, x, mask)
+    assert "_Context" in type(ours.grad_fn).__name__
+    found = [ours * mask, *torch.autograd.grad(ours, [x, *layer.parameters(), *mlp.parameters()], given)]
+    with torch.no_grad():
+        assert torch.equal(score_in_context(layer, mlp, x, mask), ours)
+
+    layer, mlp, x = layer.double(), mlp.double(), x.detach().double().requires_grad_()
+    some = mask.any(dim=1)
+    context, _ = layer(x[some], x[some], x[some], key_padding_mask=~mask[some], need_weights=False)
+    scores = mlp(torch.cat([context, x[some]], dim=-1)).squeeze(-1)
+    theirs = torch.zeros(lists, candidates, dtype=torch.float64).masked_scatter(mask, scores[mask[some]])
+    expected = torch.autograd.grad(theirs, [x, *layer.parameters(), *mlp.parameters()], given.double())
+    assert_alike(found, [theirs, *expected])
+
+
+@pytest.mark.parametrize("widths", [[], [1], [3, 1]])
+def test_embeddings_and_gradients_are_those_of_embedding_bags(
+    widths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    table = torch.randint(0, 7, (50, sum(widths)))  # 0, padding, among the values
+    table[0] = 0
+    features = ItemFeatures(49, table, widths, dim=32)
+    items = torch.randint(0, 50, (12, 10))
+
+    def both() -> list[Tensor]:
+        given = torch.randn(12, 10, features.width, generator=torch.Generator().manual_seed(1))
+        out = features(items)
+        return [out, *torch.autograd.grad(out, list(features.parameters()), given)]
+
+    found = both()
+    assert "_Embedding" in type(found[0].grad_fn).__name__
+    monkeypatch.setattr(layers, "library", lambda: None)
+    for ours, theirs in zip(found, both(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("item", [-1, 50])
+def test_an_item_that_is_not_embedded_is_refused(item: int) -> None:
+    features = ItemFeatures(49, torch.ones(50, 1, dtype=torch.int64))
+    with pytest.raises(IndexError, match="50"):
+        features(torch.tensor([[1, item]]))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_list_has_its_scores_in_any_batch_and_with_any_threads(threads: int) -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(33, 10, 32), padded(33, 10)
+    for model in (PRM(32, heads=2).eval(), DLCM(32, hidden=32).eval()):
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        alone = torch.cat([model(x[i : i + 1], mask[i : i + 1]) for i in range(33)])
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            together = model(x, mask)
+            gradients = torch.autograd.grad((together * mask).sum(), weights)
+        finally:
+            torch.set_num_threads(before)
+        torch.testing.assert_close(together[mask], alone[mask])
+        summed = torch.autograd.grad((alone * mask).sum(), weights)
+        for ours, theirs in zip(gradients, summed, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    x = torch.randn(3, 4, 32)
+    x[1, 2, 5] = torch.nan
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    states = layers.states(nn.GRU(32, 32, batch_first=True), x)
+    assert states.isnan().any(dim=2).tolist() == [[False] * 4, [False, False, True, True], [False] * 4]
+    assert PRM(32)(x, mask).isnan().all(dim=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("why", ["dropout", "hole", "double", "autocast", "odd width"])
+def test_what_kernels_do_not_do_torch_does(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    width = 30 if why == "odd width" else 32
+    model, x = PRM(width, dropout=0.2 if why == "dropout" else 0.0), torch.randn(3, 4, width)
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    if why == "hole":
+        mask[1, 1] = False
+    if why == "double":
+        model, x = model.double(), x.double()
+
+    def scores() -> Tensor:
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
+            return model(x, mask)
+
+    found = scores()
+    assert "_Context" not in type(found.grad_fn).__name__
+    monkeypatch.setattr(layers, "library", lambda: None)
+    assert torch.equal(scores(), found)
