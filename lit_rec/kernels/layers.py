@@ -40,7 +40,7 @@ def usable(x: Tensor, *widths: int) -> bool:
     """Whether kernels can compute with x, and layers of these widths."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
         return False
-    if torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
         return False
     found = library()
     return found is not None and not any(width % found.lanes() for width in widths)
@@ -52,9 +52,9 @@ def embed(items: Tensor, item_table: Tensor, values: Tensor, widths: Sequence[in
     `usable` must have said so for the tables' width.
 
     Args:
-        items: [...] int64.
+        items: [...] ids.
         item_table: [n_items + 1, dim].
-        values: [n_items + 1, columns] int64.
+        values: [n_items + 1, columns] ids.
         widths: How many of the columns each attribute has.
         value_table: [values + 1, dim].
 
@@ -95,7 +95,7 @@ def _chunk(candidates: int) -> int:
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, items: Tensor, values: Tensor, widths: Sequence[int], *tables: Tensor) -> Tensor:
-        items, values, item_table, value_table = (tensor.contiguous() for tensor in (items, values, *tables))
+        items, values, item_table, value_table = (t.contiguous() for t in (items.long(), values.long(), *tables))
         ends = (ctypes.c_int64 * len(widths))(*itertools.accumulate(widths))
         sizes = item_table.shape[1], values.shape[1], len(widths), len(item_table), len(value_table)
         named = Named(items.numel(), *sizes, *_at(items, values), ends)

@@ -73,8 +73,8 @@ def _compiled(command: list[str]) -> Path | None:
 
 def _folder() -> Path:
     """Where compiled kernels are kept: they run as the user does, so nobody else may write there."""
-    folder = Path.home() / ".cache" / "lit_rec" / "kernels"
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+        folder = Path.home() / ".cache" / "lit_rec" / "kernels"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         about = folder.stat()
         if about.st_uid == os.getuid() and not about.st_mode & 0o022 and os.access(folder, os.W_OK):

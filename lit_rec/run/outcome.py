@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_rec import __version__
 from lit_rec.errors import UserError
+from lit_rec.kernels.library import library as kernels
 from lit_rec.run.folder import LIBRARIES, RunFolder, publish, write_atomic
 from lit_rec.run.headline import Headline
 from lit_rec.run.progress import console, tell_results
@@ -43,6 +44,7 @@ def describe_environment(seconds: float) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "threads_wait": os.environ.get("OMP_WAIT_POLICY", "as OpenMP does"),
+        "kernels": "none" if kernels() is None else "compiled",
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(usage / 2**20, 2),
     }

@@ -36,6 +36,13 @@ NAMES = (
 NOWHERE = ("gpu",)  # these need not have rows: there may be none here
 
 
+def ticks() -> tuple[int, int]:
+    """Of all processors since they were started: those taken by other virtual machines of the host, and all."""
+    stat = Path("/proc/stat")
+    of_all = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]] if stat.exists() else [0] * 8
+    return of_all[7], sum(of_all)
+
+
 def measure(name: str, full: bool, clock: str, plot: Path | None) -> list[dict[str, object]]:
     """Rows of one benchmark."""
     code = f"from tests.benchmarks.bench_{name} import run\n"
@@ -66,11 +73,13 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 180)
     rows, failed = [], []
     for name in given.names or NAMES:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), ticks()
         found = measure(name, given.full, clock, given.plot)
         failed += [] if found or name in NOWHERE else [name]
         rows += found
-        console.print(f"{name}: {time.perf_counter() - started:.0f} s", highlight=False)
+        stolen, spent = (after - first for after, first in zip(ticks(), before, strict=True))
+        took = f"{name}: {time.perf_counter() - started:.0f} s"
+        console.print(f"{took}, {stolen / max(1, spent):.0%} of the processors taken by others", highlight=False)
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} cores; ratio: how many times better, in the same run")
     for column in ("work", "peer", "ours", "peer's", "ratio", "asked", "note"):
         table.add_column(column, justify="left" if column in ("work", "peer", "note") else "right")

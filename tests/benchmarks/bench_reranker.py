@@ -2,6 +2,7 @@
 
 import copy
 import statistics
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
@@ -171,12 +172,14 @@ def train_peer(module: PerCandidate, loader: Any) -> float:
     return sum(losses) / len(losses)
 
 
+def plain() -> AbstractContextManager[object]:
+    """Torch's layers compute, not our kernels."""
+    return patch.object(kernels, "library", lambda: None)
+
+
 def arithmetic(module: RerankerModule, batch: dict[str, Tensor]) -> float:
     """Seconds that the matrix products of a step take per list, at the rate of a large one."""
-    with (
-        patch.object(kernels, "library", lambda: None),
-        FlopCounterMode(display=False) as counter,
-    ):  # torch's are counted
+    with plain(), FlopCounterMode(display=False) as counter:  # which counts torch's products alone
         module.training_step(batch, 0).backward()
     a, b = torch.randn(2, 2048, 2048)
     with one_thread(BATCH * CANDIDATES < SMALL):
@@ -193,7 +196,7 @@ def run(full: bool = False) -> list[Row]:
     }
     cases = [(vectors, kind, reach) for vectors, reach in ((known, 8.0), ({}, 4.0)) for kind in ("dlcm", "prm")]
     short = lists(200_000 if full else 6_000, CANDIDATES)
-    longer = {told: short if full else lists(count, CANDIDATES) for told, count in ((True, 24_000), (False, 96_000))}
+    longer = {told: short if full else lists(count, CANDIDATES) for told, count in ((True, 24_000), (False, 48_000))}
     return [_compare(short, longer[bool(vectors)], kind, vectors, reach) for vectors, kind, reach in cases]
 
 
@@ -219,7 +222,7 @@ def _compare(
     def peer() -> None:
         shuffled = torch.Generator().manual_seed(1)
         loader = DataLoader(data, BATCH, shuffle=True, generator=shuffled)
-        with patch.object(kernels, "library", lambda: None):  # torch's own layers
+        with plain():
             losses["peer"] = train_peer(PerCandidate(fresh()), loader)
 
     def peer_in_one_thread() -> None:
@@ -227,7 +230,7 @@ def _compare(
             peer()
 
     losses["ours"] = train(short)
-    mine, *others = interleave(lambda: train(long), peer, peer_in_one_thread, repeats=2)
+    mine, *others = interleave(lambda: train(long), peer, peer_in_one_thread, repeats=3 if vectors else 5)
     rates = timed / mine, len(index) / min(others)
     assert abs(losses["ours"] - losses["peer"]) < ALIKE, losses  # the same training
     if vectors:  # which one that ignored the knowledge would not pass for

@@ -102,7 +102,7 @@ def test_embeddings_and_gradients_are_those_of_embedding_bags(
     table = torch.randint(0, 7, (50, sum(widths)))  # 0, padding, among the values
     table[0] = 0
     features = ItemFeatures(49, table, widths, dim=32)
-    items = torch.randint(0, 50, (12, 10))
+    items = torch.randint(0, 50, (12, 10), dtype=torch.int32)
 
     def both() -> list[Tensor]:
         given = torch.randn(12, 10, features.width, generator=torch.Generator().manual_seed(1))
