@@ -6,8 +6,8 @@ typedef struct {
     size C, D, heads, layers;
     size widths[MOST_LAYERS + 1]; /* of the perceptron's input, 2D, and of its hidden layers */
 } Shape;
-/* Of a chunk: q k v [n, C, 3D], attention's weights [n, heads, C, padded C], the perceptron's input and its hidden
-   layers [n, C, widths[l]]. */
+/* Of a chunk: q k v [n, C, 3D], attention's weights [n, heads, C, padded C] (a row for who is read, a column for who
+   reads), the perceptron's input and its hidden layers [n, C, widths[l]]. */
 typedef struct { float *qkv, *weights, *layer[MOST_LAYERS + 1]; } Kept;
 
 static Kept context_places(size n, const Shape *s, float *at) {
@@ -37,21 +37,20 @@ static void turn(size c, size C, size width, const float *from, size row, float 
 }
 /* One list of c candidates: the weights, and what they read, rows of which are `row` apart. */
 static void attend(size c, const Shape *s, const float *qkv, float *weights, float *read, size row, float *turned) {
-    const size head = s->D / s->heads, P = padded(s->C);
+    const size head = s->D / s->heads, P = padded(s->C), far = 3 * s->D;
     const float scale = 1 / __builtin_sqrtf((float)head);
     for (size h = 0; h < s->heads; h++, weights += s->C * P) {
         const float *q = qkv + h * head, *k = q + s->D, *v = k + s->D;
-        turn(c, s->C, head, k, 3 * s->D, turned);
-        product(c, P, head, q, 3 * s->D, 1, turned, P, 0, 0, weights, P, 0);
-        for (size i = 0; i < c; i++) {
-            float *w = weights + i * P, highest = w[0], sum = 0;
-            for (size j = 1; j < c; j++) highest = w[j] > highest ? w[j] : highest;
-            for (size j = 0; j < P; j += LANES) store(w + j, exponential((load(w + j) - highest) * scale));
-            for (size j = c; j < P; j++) w[j] = 0;
-            for (size j = 0; j < c; j++) sum += w[j];
-            for (size j = 0; j < P; j += LANES) store(w + j, load(w + j) / sum);
+        turn(c, s->C, head, q, far, turned);
+        product(c, P, head, k, far, 1, turned, P, 0, 0, weights, P, 0);
+        for (size i = 0; i < P; i += LANES) {
+            vec highest = load(weights + i), sum = all(0), w;
+            for (size j = i; j < c * P; j += P) w = load(weights + j), highest = where(w > highest, w, highest);
+            for (size j = i; j < c * P; j += P, sum += w)
+                store(weights + j, w = exponential((load(weights + j) - highest) * scale));
+            for (size j = i; j < c * P; j += P) store(weights + j, load(weights + j) / sum);
         }
-        product(c, head, c, weights, P, 1, v, 3 * s->D, 0, 0, read + h * head, row, 0);
+        product(c, head, c, weights, 1, P, v, far, 0, 0, read + h * head, row, 0);
     }
 }
 static void attend_back(size c, const Shape *s, const float *qkv, const float *weights, const float *d_read, size row,
@@ -61,17 +60,17 @@ static void attend_back(size c, const Shape *s, const float *qkv, const float *w
     for (size h = 0; h < s->heads; h++, weights += s->C * P) {
         const float *q = qkv + h * head, *k = q + s->D, *v = k + s->D, *d = d_read + h * head;
         float *dq = d_qkv + h * head, *dk = dq + s->D, *dv = dk + s->D;
-        turn(c, s->C, head, v, far, turned);
-        product(c, P, head, d, row, 1, turned, P, 0, 0, d_weights, P, 0);
-        product(c, head, c, weights, 1, P, d, row, 0, 0, dv, far, 0);
-        for (size i = 0; i < c; i++) {
-            const float *w = weights + i * P;
-            float *dw = d_weights + i * P, mean = 0;
-            for (size j = 0; j < c; j++) mean += w[j] * dw[j];
-            for (size j = 0; j < P; j += LANES) store(dw + j, load(w + j) * (load(dw + j) - mean) * scale);
+        turn(c, s->C, head, d, row, turned);
+        product(c, P, head, v, far, 1, turned, P, 0, 0, d_weights, P, 0);
+        product(c, head, c, weights, P, 1, d, row, 0, 0, dv, far, 0);
+        for (size i = 0; i < P; i += LANES) {
+            vec mean = all(0);
+            for (size j = i; j < c * P; j += P) mean += load(weights + j) * load(d_weights + j);
+            for (size j = i; j < c * P; j += P)
+                store(d_weights + j, load(weights + j) * (load(d_weights + j) - mean) * scale);
         }
-        product(c, head, c, d_weights, P, 1, k, far, 0, 0, dq, far, 0);
-        product(c, head, c, d_weights, 1, P, q, far, 0, 0, dk, far, 0);
+        product(c, head, c, d_weights, 1, P, k, far, 0, 0, dq, far, 0);
+        product(c, head, c, d_weights, P, 1, q, far, 0, 0, dk, far, 0);
     }
 }
 /* x [B, C, D]; lengths [B]: a list's candidates, before its padding; w_in [D, 3D], weights [widths[l], widths[l + 1]],

@@ -15,10 +15,13 @@ typedef struct {
    all are in the tables. */
 int embed_forward(const Named *s, int threads, const float *item_table, const float *value_table, float *out) {
     int known = 1;
-    for (size i = 0; i < s->n; i++) known &= s->items[i] >= 0 && s->items[i] < s->item_rows;
-    for (size i = 0; known && i < s->n * s->columns; i++) {
-        int64_t value = s->values[s->items[i / s->columns] * s->columns + i % s->columns];
-        known &= value >= 0 && value < s->value_rows;
+    for (size i = 0; i < s->n; i++) {
+        int64_t item = s->items[i];
+        known &= item >= 0 && item < s->item_rows;
+        for (size column = 0; known && column < s->columns; column++) {
+            int64_t value = s->values[item * s->columns + column];
+            known &= value >= 0 && value < s->value_rows;
+        }
     }
     if (!known) return 0;
 #pragma omp parallel for num_threads(threads) schedule(static)
