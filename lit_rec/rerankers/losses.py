@@ -19,8 +19,7 @@ def bce(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) 
 
     The temperature has no part in it. Labels above 1 count as 1.
     """
-    loss = F.binary_cross_entropy_with_logits(logits, labels.clamp(max=1), reduction="none")
-    return (loss * mask).sum() / mask.sum()
+    return F.binary_cross_entropy_with_logits(logits, labels.clamp(max=1), weight=mask, reduction="sum") / mask.sum()
 
 
 def attention(logits: Tensor, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
