@@ -230,7 +230,7 @@ def _compare(
             peer()
 
     losses["ours"] = train(short)
-    mine, *others = interleave(lambda: train(long), peer, peer_in_one_thread, repeats=5)
+    mine, *others = interleave(lambda: train(long), peer, peer_in_one_thread)
     rates = timed / mine, len(index) / min(others)
     assert abs(losses["ours"] - losses["peer"]) < ALIKE, losses  # the same training
     if vectors:  # which one that ignored the knowledge would not pass for
