@@ -29,27 +29,15 @@ size context_sums(const Shape *s) {
     return sum;
 }
 
-/* [c, width], rows `row` apart, to [width, padded C], zeros behind. */
-static void turn(size c, size C, size width, const float *from, size row, float *to) {
-    memset(to, 0, width * padded(C) * sizeof(float));
-    for (size i = 0; i < c; i++)
-        for (size j = 0; j < width; j++) to[j * padded(C) + i] = from[i * row + j];
-}
 /* One list of c candidates: the weights, and what they read, rows of which are `row` apart. */
 static void attend(size c, const Shape *s, const float *qkv, float *weights, float *read, size row, float *turned) {
     const size head = s->D / s->heads, P = padded(s->C), far = 3 * s->D;
     const float scale = 1 / __builtin_sqrtf((float)head);
     for (size h = 0; h < s->heads; h++, weights += s->C * P) {
         const float *q = qkv + h * head, *k = q + s->D, *v = k + s->D;
-        turn(c, s->C, head, q, far, turned);
+        turn(c, head, q, far, turned, P);
         product(c, P, head, k, far, 1, turned, P, 0, 0, weights, P, 0);
-        for (size i = 0; i < P; i += LANES) {
-            vec highest = load(weights + i), sum = all(0), w;
-            for (size j = i; j < c * P; j += P) w = load(weights + j), highest = where(w > highest, w, highest);
-            for (size j = i; j < c * P; j += P, sum += w)
-                store(weights + j, w = exponential((load(weights + j) - highest) * scale));
-            for (size j = i; j < c * P; j += P) store(weights + j, load(weights + j) / sum);
-        }
+        softmax(c, P, scale, weights);
         product(c, head, c, weights, 1, P, v, far, 0, 0, read + h * head, row, 0);
     }
 }
@@ -60,15 +48,10 @@ static void attend_back(size c, const Shape *s, const float *qkv, const float *w
     for (size h = 0; h < s->heads; h++, weights += s->C * P) {
         const float *q = qkv + h * head, *k = q + s->D, *v = k + s->D, *d = d_read + h * head;
         float *dq = d_qkv + h * head, *dk = dq + s->D, *dv = dk + s->D;
-        turn(c, s->C, head, d, row, turned);
+        turn(c, head, d, row, turned, P);
         product(c, P, head, v, far, 1, turned, P, 0, 0, d_weights, P, 0);
         product(c, head, c, weights, P, 1, d, row, 0, 0, dv, far, 0);
-        for (size i = 0; i < P; i += LANES) {
-            vec mean = all(0);
-            for (size j = i; j < c * P; j += P) mean += load(weights + j) * load(d_weights + j);
-            for (size j = i; j < c * P; j += P)
-                store(d_weights + j, load(weights + j) * (load(d_weights + j) - mean) * scale);
-        }
+        softmax_back(c, P, scale, weights, d_weights);
         product(c, head, c, d_weights, 1, P, k, far, 0, 0, dq, far, 0);
         product(c, head, c, d_weights, P, 1, q, far, 0, 0, dk, far, 0);
     }

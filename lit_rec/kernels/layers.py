@@ -1,4 +1,4 @@
-"""What rerankers compute on a CPU by kernels of our own: embeddings, a GRU, self-attention with its perceptron.
+"""What rerankers compute on a CPU by kernels of our own: embeddings, experts, a GRU, attention with its perceptron.
 
 Among ten candidates torch's own operations mostly wait for memory, and for each other. The kernels take a few lists at
 a time through all of a layer, forward and back, and give the same numbers but for rounding. Where they cannot be used
@@ -7,6 +7,7 @@ a time through all of a layer, forward and back, and give the same numbers but f
 
 import ctypes
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lit_rec.kernels.library import MOST_LAYERS, NUMBERS, SIZE, Named, Shape, library
+from lit_rec.kernels.library import MOST_LAYERS, NUMBERS, SIZE, Experts, Named, Shape, Stack, library
 
 ROWS = 120  # candidates taken at a time: what is made of them stays in the cache
+INPUTS = 128  # of experts, taken at a time, as experts.c has it
 
 
 def states(layer: nn.GRU, x: Tensor) -> Tensor:
@@ -62,6 +64,23 @@ def embed(items: Tensor, item_table: Tensor, values: Tensor, widths: Sequence[in
         [..., (1 + attributes) * dim].
     """
     return _Embedding.apply(items, values, widths, item_table, value_table)  # type: ignore[no-untyped-call]
+
+
+def mix_experts(x: Tensor, *weights: Tensor) -> Tensor:
+    """The outputs of two stacks of experts, Linear-ReLU-Linear-ReLU each, weighed by a gate: softmax(Linear(x)).
+
+    `usable` must have said so for the width of x and that of an output. No gradient comes back to x.
+
+    Args:
+        x: [N, width].
+        *weights: Of one stack, then of the other: the first layers' [E, hidden, width or more, of which the leading
+            columns are read] and [E, hidden], the second ones' [E, out, hidden] and [E, out]. Then of the gate:
+            [experts, width] and [experts], in that order of experts.
+
+    Returns:
+        [N, out].
+    """
+    return _Mixture.apply(_learns(*weights), x, *weights)  # type: ignore[no-untyped-call]
 
 
 def score_in_context(x: Tensor, lengths: Tensor, heads: int, *weights: Tensor) -> Tensor:
@@ -113,6 +132,42 @@ class _Embedding(torch.autograd.Function):
         d_out, d_items, d_values = d_out.contiguous(), torch.zeros_like(item_table), torch.zeros_like(value_table)
         _needed().embed_backward(ctx.named, torch.get_num_threads(), *_at(d_out, d_items, d_values))
         return None, None, None, d_items, d_values
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, learns: bool, x: Tensor, *weights: Tensor) -> Tensor:
+        x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
+        kernels, threads, (n, width) = _needed(), torch.get_num_threads(), x.shape
+        _, out, hidden = weights[2].shape
+        stacks = [Stack(len(w1), w1.shape[2], *_at(w1, *rest)) for w1, *rest in (weights[:4], weights[4:8])]
+        experts = Experts(n, width, hidden, out, *_at(*weights[8:]), (Stack * 2)(*stacks))
+        y = x.new_empty(n, out)
+        kept = x.new_empty((n + kernels.lanes() if learns else threads * INPUTS) * kernels.experts_kept(experts))
+        scratch = x.new_empty(threads * kernels.experts_scratch(experts))
+        kernels.experts_forward(experts, threads, *_at(x, y), learns, *_at(kept, scratch))
+        ctx.experts, ctx.threads = experts, threads
+        ctx.save_for_backward(x, kept, *weights)  # `experts` has the addresses of weights
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, *weights = ctx.saved_tensors
+        kernels, experts, threads, dy = _needed(), ctx.experts, ctx.threads, dy.contiguous()
+        sums = x.new_zeros(threads, kernels.experts_sums(experts))
+        scratch = x.new_empty(threads * kernels.experts_scratch(experts))
+        kernels.experts_backward(experts, threads, *_at(x, dy, sums, kept, scratch))
+        width, hidden, out = experts.width, experts.hidden, experts.out
+        shapes = [(hidden, width), (hidden,), (hidden, out), (out,), (width,), ()]
+        counts = [stack.count for stack in experts.stacks]
+        parts = sums[0].split([sum(counts) * math.prod(shape) for shape in shapes])
+        w1, b1, w2, b2, *gate = [part.view(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+        stacked = zip(*(part.split(counts) for part in (w1, b1, w2.transpose(1, 2), b2)), strict=True)
+        found = [
+            [F.pad(w, (0, stack.row - width)), *rest] for (w, *rest), stack in zip(stacked, experts.stacks, strict=True)
+        ]
+        return None, None, *found[0], *found[1], *gate
 
 
 class _GRU(torch.autograd.Function):

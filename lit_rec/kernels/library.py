@@ -39,6 +39,25 @@ class Named(ctypes.Structure):
     ]
 
 
+class Stack(ctypes.Structure):
+    """Experts, as experts.c has them."""
+
+    _fields_ = [
+        *((name, SIZE) for name in ("count", "row")),
+        *((name, NUMBERS) for name in ("w1", "b1", "w2", "b2")),
+    ]
+
+
+class Experts(ctypes.Structure):
+    """Two stacks of experts with their gate, and what they read, as experts.c has them."""
+
+    _fields_ = [
+        *((name, SIZE) for name in ("n", "width", "hidden", "out")),
+        *((name, NUMBERS) for name in ("gate_w", "gate_b")),
+        ("stacks", Stack * 2),
+    ]
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where no compiler makes them, or the environment says LIT_REC_KERNELS=0."""
@@ -89,11 +108,16 @@ def _for_this_process() -> tempfile.TemporaryDirectory[str]:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions' arguments and results."""
-    shape, named = ctypes.POINTER(Shape), ctypes.POINTER(Named)
+    shape, named, experts = map(ctypes.POINTER, (Shape, Named, Experts))
     for name, result, arguments in (
         ("lanes", COUNT, []),
         ("embed_forward", COUNT, [named, COUNT] + [NUMBERS] * 3),
         ("embed_backward", None, [named, COUNT] + [NUMBERS] * 3),
+        ("experts_kept", SIZE, [experts]),
+        ("experts_scratch", SIZE, [experts]),
+        ("experts_sums", SIZE, [experts]),
+        ("experts_forward", None, [experts, COUNT] + [NUMBERS] * 2 + [COUNT] + [NUMBERS] * 2),
+        ("experts_backward", None, [experts, COUNT] + [NUMBERS] * 5),
         ("gru_kept", SIZE, [SIZE] * 2),
         ("gru_scratch", SIZE, [SIZE] * 3),
         ("gru_forward", None, [SIZE] * 5 + [COUNT] + [NUMBERS] * 6 + [COUNT] + [NUMBERS] * 2),

@@ -92,8 +92,35 @@ static inline void linear_back(size m, size n, size k, const float *dy, const fl
         for (size j = 0; j < n; j += LANES) store(db + j, load(db + j) + load(dy + i * n + j));
 }
 
+/* [n, width], rows `row` apart, to [width, P], zeros behind. */
+static inline void turn(size n, size width, const float *from, size row, float *to, size P) {
+    for (size j = 0; j < width; j++) {
+        for (size i = 0; i < n; i++) to[j * P + i] = from[i * row + j];
+        memset(to + j * P + n, 0, (P - n) * sizeof(float));
+    }
+}
+/* softmax(scale * x) down every column of x [m, P]. */
+static inline void softmax(size m, size P, float scale, float *x) {
+    for (size i = 0; i < P; i += LANES) {
+        vec highest = load(x + i), sum = all(0), w;
+        for (size j = i; j < m * P; j += P) w = load(x + j), highest = where(w > highest, w, highest);
+        for (size j = i; j < m * P; j += P, sum += w) store(x + j, w = exponential((load(x + j) - highest) * scale));
+        for (size j = i; j < m * P; j += P) store(x + j, load(x + j) / sum);
+    }
+}
+/* What it hands back of d [m, P], in its place; weights are what it made. */
+static inline void softmax_back(size m, size P, float scale, const float *weights, float *d) {
+    for (size i = 0; i < P; i += LANES) {
+        vec mean = all(0);
+        for (size j = i; j < m * P; j += P) mean += load(weights + j) * load(d + j);
+        for (size j = i; j < m * P; j += P) store(d + j, load(weights + j) * (load(d + j) - mean) * scale);
+    }
+}
+
 /* What the threads have summed, added up in the first one's place. */
 static inline void gather(int threads, size n, float *sums) {
-    for (int thread = 1; thread < threads; thread++)
-        for (size j = 0; j < n; j++) sums[j] += sums[thread * n + j];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; part++)
+        for (int thread = 1; thread < threads; thread++)
+            for (size j = n * part / threads; j < n * (part + 1) / threads; j++) sums[j] += sums[thread * n + j];
 }

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rec.kernels import layers as kernels
+
 
 class Experts(nn.Module):
     """Several perceptrons of one shape as stacked weights: Linear-ReLU-Dropout-Linear-ReLU-Dropout."""
@@ -69,6 +71,10 @@ class HybridExpertAdaptor(nn.Module):
             [N, out].
         """
         own: Experts = self.specific[tower]  # type: ignore[assignment]
+        gate: nn.Linear = self.gates[tower]  # type: ignore[assignment]
+        dropped = self.training and self.dropout > 0
+        if not (dropped or x.requires_grad) and kernels.usable(x, x.shape[1], self.out):
+            return kernels.mix_experts(x, *self.shared.parameters(), *own.parameters(), gate.weight, gate.bias)
         weight1 = torch.cat([self.shared.weight1[:, :, : x.shape[1]], own.weight1])  # [E, hidden, width]
         bias1 = torch.cat([self.shared.bias1, own.bias1])
         weight2 = torch.cat([self.shared.weight2, own.weight2])  # [E, out, hidden]
@@ -78,5 +84,4 @@ class HybridExpertAdaptor(nn.Module):
         hidden = F.dropout(hidden, self.dropout, self.training).unflatten(0, bias1.shape)  # [E, hidden, N]
         out = torch.baddbmm(bias2.unsqueeze(2), weight2, hidden).relu_()
         out = F.dropout(out, self.dropout, self.training)  # [E, out, N]
-        gate = self.gates[tower](x).softmax(dim=1)
-        return (out * gate.t().unsqueeze(1)).sum(0).t()
+        return (out * gate(x).softmax(dim=1).t().unsqueeze(1)).sum(0).t()

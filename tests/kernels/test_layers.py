@@ -1,5 +1,6 @@
 """The kernels against torch's own layers in double precision, with vectors of every width."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_rec.kernels import layers
 from lit_rec.kernels.library import library
+from lit_rec.knowledge.adaptor import HybridExpertAdaptor
 from lit_rec.rerankers.attention import score_in_context
 from lit_rec.rerankers.dlcm import DLCM
 from lit_rec.rerankers.features import ItemFeatures, perceptron
@@ -16,6 +18,7 @@ from lit_rec.rerankers.prm import PRM
 
 pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
 CLOSE = 2e-5  # of single precision, relative to the largest number
+OTHERS = [("specific.1", "gates.1"), ("specific.0", "gates.0")]  # what the other tower alone has
 LANES = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}
 
 
@@ -42,8 +45,9 @@ def padded(lists: int, candidates: int) -> Tensor:
 
 def assert_alike(found: list[Tensor], expected: list[Tensor]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        scale = max(1.0, theirs.detach().abs().max().item())
-        assert (ours.double() - theirs).abs().max().item() < CLOSE * scale
+        scale = max([1.0, *theirs.detach().abs().flatten().tolist()])
+        assert ours.shape == theirs.shape
+        assert ((ours.double() - theirs).abs() < CLOSE * scale).all()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,33 @@ def test_logits_and_gradients_are_those_of_attention_and_perceptron(
     theirs = torch.zeros(lists, candidates, dtype=torch.float64).masked_scatter(mask, scores[mask[some]])
     expected = torch.autograd.grad(theirs, [x, *layer.parameters(), *mlp.parameters()], given.double())
     assert_alike(found, [theirs, *expected])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "widths", "shared", "specific", "hidden"),
+    [(1, (16, 16), 1, 1, 3), (37, (48, 32), 2, 3, 20), (300, (32, 64), 0, 2, 7), (700, (384, 384), 2, 5, 128)],
+)
+def test_outputs_and_gradients_are_those_of_an_adaptor(
+    inputs: int, widths: tuple[int, int], shared: int, specific: int, hidden: int
+) -> None:
+    torch.manual_seed(0)
+    adaptor = HybridExpertAdaptor(widths, shared, specific, hidden, out=32)
+    for parameter in adaptor.parameters():  # biases too
+        nn.init.normal_(parameter, std=0.2)
+    exact = copy.deepcopy(adaptor).double()
+    given = torch.randn(inputs, 32)
+    for tower, width in enumerate(widths):
+        x = torch.randn(inputs, width)
+        ours, theirs = adaptor(x, tower), exact(x.double(), tower)
+        assert "_Mixture" in type(ours.grad_fn).__name__
+        with torch.no_grad():
+            assert torch.equal(adaptor(x, tower), ours)
+        used = [name for name, _ in adaptor.named_parameters() if not name.startswith(OTHERS[tower])]
+        found, expected = (
+            torch.autograd.grad(out, [model.get_parameter(name) for name in used], d)
+            for model, out, d in ((adaptor, ours, given), (exact, theirs, given.double()))
+        )
+        assert_alike([ours, *found], [theirs, *expected])
 
 
 @pytest.mark.parametrize("widths", [[], [1], [3, 1]])
