@@ -37,7 +37,7 @@ static void attend(size c, const Shape *s, const float *qkv, float *weights, flo
         const float *q = qkv + h * head, *k = q + s->D, *v = k + s->D;
         turn(c, head, q, far, turned, P);
         product(c, P, head, k, far, 1, turned, P, 0, 0, weights, P, 0);
-        softmax(c, P, scale, weights);
+        softmax(c, P, scale, weights, turned);
         product(c, head, c, weights, 1, P, v, far, 0, 0, read + h * head, row, 0);
     }
 }

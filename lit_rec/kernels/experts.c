@@ -67,7 +67,7 @@ void experts_forward(const Experts *s, int threads, const float *x, float *y, in
                           here.outs + (first + e) * O * P, 1);
             }
             layer(first, P, D, s->gate_w, D, s->gate_b, turned, here.gate, 0);
-            softmax(first, P, 1, here.gate);
+            softmax(first, P, 1, here.gate, sum);
             for (size o = 0; o < O; o++)
                 for (size j = 0; j < P; j += LANES) {
                     vec mix = all(0);

@@ -38,9 +38,9 @@ def states(layer: nn.GRU, x: Tensor) -> Tensor:
     return _GRU.apply(_learns(x, *weights), x, *weights)  # type: ignore[no-untyped-call]
 
 
-def usable(x: Tensor, *widths: int) -> bool:
+def usable(x: Tensor, *widths: int, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
     """Whether kernels can compute with x, and layers of these widths."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+    if x.device.type != "cpu" or x.dtype not in dtypes or not x.numel():
         return False
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
         return False
@@ -64,6 +64,29 @@ def embed(items: Tensor, item_table: Tensor, values: Tensor, widths: Sequence[in
         [..., (1 + attributes) * dim].
     """
     return _Embedding.apply(items, values, widths, item_table, value_table)  # type: ignore[no-untyped-call]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    """Every query reads the keys of its text, all of them; no gradient comes back.
+
+    `usable` must have said so for the type, float32 or bfloat16.
+
+    Args:
+        query: [B, heads, T, d], and so are key and value.
+        key: See query.
+        value: See query.
+        lengths: [B] int32: how many keys are no padding, 1 or more; those come first.
+        scale: Of query times key.
+
+    Returns:
+        [B, T, heads, d].
+    """
+    q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))
+    kernels, threads, out = _needed(), torch.get_num_threads(), torch.empty_like(q)
+    scratch = torch.empty(threads * kernels.attention_scratch(q.shape[1], q.shape[3]))
+    numbers = q.dtype == torch.bfloat16, scale
+    kernels.attention(*q.shape, threads, *numbers, *_at(lengths, q, k, v, out, scratch))
+    return out
 
 
 def mix_experts(x: Tensor, *weights: Tensor) -> Tensor:

@@ -113,6 +113,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         ("lanes", COUNT, []),
         ("embed_forward", COUNT, [named, COUNT] + [NUMBERS] * 3),
         ("embed_backward", None, [named, COUNT] + [NUMBERS] * 3),
+        ("attention_scratch", SIZE, [SIZE] * 2),
+        ("attention", None, [SIZE] * 4 + [COUNT] * 2 + [ctypes.c_float] + [NUMBERS] * 6),
         ("experts_kept", SIZE, [experts]),
         ("experts_scratch", SIZE, [experts]),
         ("experts_sums", SIZE, [experts]),

@@ -99,14 +99,30 @@ static inline void turn(size n, size width, const float *from, size row, float *
         memset(to + j * P + n, 0, (P - n) * sizeof(float));
     }
 }
-/* softmax(scale * x) down every column of x [m, P]. */
-static inline void softmax(size m, size P, float scale, float *x) {
-    for (size i = 0; i < P; i += LANES) {
-        vec highest = load(x + i), sum = all(0), w;
-        for (size j = i; j < m * P; j += P) w = load(x + j), highest = where(w > highest, w, highest);
-        for (size j = i; j < m * P; j += P, sum += w) store(x + j, w = exponential((load(x + j) - highest) * scale));
-        for (size j = i; j < m * P; j += P) store(x + j, load(x + j) / sum);
-    }
+/* Of some columns of x [m, P], in their place, e to the scale * (x - the highest of its column); one over their sums. */
+static inline __attribute__((always_inline)) void exponentials_of(int vectors, size m, size P, float scale, float *x,
+                                                                  float *share) {
+    vec highest[WIDE], sum[WIDE], w;
+    for (int i = 0; i < vectors; i++) highest[i] = load(x + i * LANES), sum[i] = all(0);
+    for (size j = P; j < m * P; j += P)
+        for (int i = 0; i < vectors; i++)
+            w = load(x + j + i * LANES), highest[i] = where(w > highest[i], w, highest[i]);
+    for (size j = 0; j < m * P; j += P)
+        for (int i = 0; i < vectors; i++, sum[i - 1] += w)
+            store(x + j + i * LANES, w = exponential((load(x + j + i * LANES) - highest[i]) * scale));
+    for (int i = 0; i < vectors; i++) store(share + i * LANES, 1.0f / sum[i]);
+}
+/* The same of all of them. */
+static inline void exponentials(size m, size P, float scale, float *x, float *share) {
+    size i = 0;
+    for (; i + WIDE * LANES <= P; i += WIDE * LANES) exponentials_of(WIDE, m, P, scale, x + i, share + i);
+    for (; i < P; i += LANES) exponentials_of(1, m, P, scale, x + i, share + i);
+}
+/* softmax(scale * x) down every column of x [m, P]; share [P] is for its own use. */
+static inline void softmax(size m, size P, float scale, float *x, float *share) {
+    exponentials(m, P, scale, x, share);
+    for (size j = 0; j < m * P; j += P)
+        for (size i = 0; i < P; i += LANES) store(x + j + i, load(x + j + i) * load(share + i));
 }
 /* What it hands back of d [m, P], in its place; weights are what it made. */
 static inline void softmax_back(size m, size P, float scale, const float *weights, float *d) {

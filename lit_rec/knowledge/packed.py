@@ -1,11 +1,19 @@
-"""Linear layers of a frozen model on a CPU with bfloat16, as its matrix unit wants them."""
+"""A frozen encoder on a CPU: linear layers as its matrix unit wants them, attention by a kernel of our own."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from lit_rec.kernels import layers as kernels
 from lit_rec.llm.loading import native_bf16
 
+NAME = "lit_rec_texts"
+TYPES = (torch.float32, torch.bfloat16)
 ROWS = 2000  # for which oneDNN chooses the layout; it computes other numbers of rows as well
 
 
@@ -27,15 +35,61 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.then, [], self.exactly)
 
 
-def pack(model: nn.Module) -> nn.Module:
-    """Pack the linear layers of a frozen model in place, where that is faster: in bfloat16 on a CPU."""
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' interface; what the kernel does not do, such as a mask of other things than padding, torch does."""
+    lengths = None
+    plain = others.get("position_bias") is None and others.get("softcap") is None and not others.get("dropout")
+    if plain and query.shape == key.shape == value.shape and kernels.usable(query, dtypes=TYPES):
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        lengths = _lengths(query, attention_mask, causal)
+    if lengths is None:
+        given = {"scaling": scaling, "is_causal": is_causal, **others}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    return kernels.attend(query, key, value, lengths, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+def _lengths(query: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    """How many tokens each text has [B], int32; None where a query does not read all of its text's, those first."""
+    texts, _, tokens, _ = query.shape
+    if mask is None:
+        return None if causal else torch.full((texts,), tokens, dtype=torch.int32)
+    if mask.dtype != torch.bool or mask.shape != (texts, 1, tokens, tokens):
+        return None
+    read = mask[:, 0, 0]
+    whole = read[:, 0].all() and (read[:, :-1] >= read[:, 1:]).all() and (mask == mask[:, :, :1]).all()
+    return read.sum(dim=1, dtype=torch.int32) if whole else None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def pack(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a frozen model on a CPU faster, in place. A matrix unit's own attention is faster than the kernel."""
+    unit = model.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa" and not unit:
+        model.config._attn_implementation = NAME
+    _pack_linear(model)
+    return model
+
+
+def _pack_linear(model: nn.Module) -> None:
+    """In bfloat16 alone; in float32 there is nothing to rearrange."""
     for name, child in model.named_children():
         if type(child) is not nn.Linear:
-            pack(child)
+            _pack_linear(child)
         elif child.weight.dtype is torch.bfloat16 and child.weight.is_cpu and native_bf16("cpu"):
             behind = getattr(model, "intermediate_act_fn", None) if name == "dense" else None  # as BERT names them
             gelu = getattr(behind, "act", None) is F.gelu
             setattr(model, name, PackedLinear(child, gelu))
             if gelu:
                 model.intermediate_act_fn = nn.Identity()
-    return model

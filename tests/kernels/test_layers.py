@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_rec.kernels import layers
 from lit_rec.kernels.library import library
@@ -96,6 +97,26 @@ def test_logits_and_gradients_are_those_of_attention_and_perceptron(
     theirs = torch.zeros(lists, candidates, dtype=torch.float64).masked_scatter(mask, scores[mask[some]])
     expected = torch.autograd.grad(theirs, [x, *layer.parameters(), *mlp.parameters()], given.double())
     assert_alike(found, [theirs, *expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("texts", "heads", "tokens", "width"), [(1, 1, 1, 16), (3, 2, 64, 32), (5, 3, 150, 20)])
+def test_texts_are_read_as_torch_reads_them(
+    texts: int, heads: int, tokens: int, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, texts, tokens, heads, width, dtype=dtype).transpose(2, 3)
+    lengths = 1 + torch.arange(texts, dtype=torch.int32) * 61 % tokens
+    lengths[0] = tokens
+    mask = (torch.arange(tokens) < lengths.unsqueeze(1))[:, None, None]
+    found = layers.attend(q, k, v, lengths, 0.3)
+    assert found.dtype == dtype
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask, scale=0.3)
+    exact = exact.transpose(1, 2)
+    if dtype == torch.float32:
+        assert_alike([found], [exact])
+    else:  # a number is rounded once, at the end
+        assert ((found.double() - exact).abs() <= exact.abs() * 2**-8 + CLOSE).all()
 
 
 @pytest.mark.parametrize(
