@@ -30,14 +30,17 @@ size experts_scratch(const Experts *s) {
     size most = experts(s) * s->hidden;
     return INPUTS * ((most > s->width ? most : s->width) + experts(s) + 3 * s->out);
 }
-size experts_sums(const Experts *s) { return experts(s) * (s->hidden * (s->width + 1 + s->out) + s->out + s->width + 1); }
+size experts_sums(const Experts *s) {
+    return experts(s) * (s->hidden * (s->width + 1 + s->out) + s->out + s->width + 1);
+}
 /* Where a thread's inputs begin: with a whole vector. */
 static size experts_begin(const Experts *s, int thread, int threads) {
     return least(s->n, thread * padded((s->n + threads - 1) / threads));
 }
 
 /* y[m, n] = w[m, k] x[k, n] + bias, w's rows `row` apart, n a multiple of LANES. */
-static void layer(size m, size n, size k, const float *w, size row, const float *bias, const float *x, float *y, int cut) {
+static void layer(size m, size n, size k, const float *w, size row, const float *bias, const float *x, float *y,
+                  int cut) {
     for (size i = 0; i < m; i++)
         for (size j = 0; j < n; j += LANES) store(y + i * n + j, all(bias[i]));
     product(m, n, k, w, row, 1, x, n, y, n, y, n, cut);
@@ -54,11 +57,12 @@ static void add_up(size m, size n, const float *rows, float *to) {
 void experts_forward(const Experts *s, int threads, const float *x, float *y, int keep, float *kept, float *scratch) {
     const size D = s->width, H = s->hidden, O = s->out;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int thread = 0; thread < threads; thread++)
-        for (size at = experts_begin(s, thread, threads), end = experts_begin(s, thread + 1, threads); at < end; at += INPUTS) {
+    for (int thread = 0; thread < threads; thread++) {
+        float *turned = scratch + thread * experts_scratch(s), *sum = turned + D * INPUTS;
+        const size end = experts_begin(s, thread + 1, threads);
+        for (size at = experts_begin(s, thread, threads); at < end; at += INPUTS) {
             size n = least(INPUTS, end - at), P = padded(n), first = 0;
             Mixed here = mixed_places(n, s, kept + (keep ? at : thread * INPUTS) * experts_kept(s));
-            float *turned = scratch + thread * experts_scratch(s), *sum = turned + D * INPUTS;
             turn(n, D, x + at * D, D, turned, P);
             for (const Stack *stack = s->stacks; stack < s->stacks + 2; first += stack++->count) {
                 layer(stack->count * H, P, D, stack->w1, stack->row, stack->b1, turned, here.hidden + first * H * P, 1);
@@ -78,6 +82,7 @@ void experts_forward(const Experts *s, int threads, const float *x, float *y, in
             for (size i = 0; i < n; i++)
                 for (size o = 0; o < O; o++) y[(at + i) * O + o] = sum[o * P + i];
         }
+    }
 }
 /* sums, per thread: of the first weights [experts, hidden, width] and biases, of the second weights, turned [experts,
    hidden, out], and biases, of the gate's weights and bias. */
@@ -86,11 +91,12 @@ void experts_backward(const Experts *s, int threads, const float *x, const float
     const size D = s->width, H = s->hidden, O = s->out, E = experts(s);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++) {
-        float *dw1 = sums + thread * experts_sums(s), *db1 = dw1 + E * H * D, *dw2 = db1 + E * H, *db2 = dw2 + E * H * O;
-        float *d_gate_w = db2 + E * O, *d_gate_b = d_gate_w + E * D;
+        const size end = experts_begin(s, thread + 1, threads);
+        float *dw1 = sums + thread * experts_sums(s), *db1 = dw1 + E * H * D, *dw2 = db1 + E * H;
+        float *db2 = dw2 + E * H * O, *d_gate_w = db2 + E * O, *d_gate_b = d_gate_w + E * D;
         float *d_hidden = scratch + thread * experts_scratch(s), *d_gate = d_hidden + E * H * INPUTS;
         float *given = d_gate + E * INPUTS, *d_out = given + O * INPUTS, *d_rows = d_out + O * INPUTS;
-        for (size at = experts_begin(s, thread, threads), end = experts_begin(s, thread + 1, threads); at < end; at += INPUTS) {
+        for (size at = experts_begin(s, thread, threads); at < end; at += INPUTS) {
             size n = least(INPUTS, end - at), P = padded(n), first = 0;
             Mixed here = mixed_places(n, s, kept + at * experts_kept(s));
             turn(n, O, dy + at * O, O, given, P);

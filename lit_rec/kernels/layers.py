@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lit_rec.kernels.library import MOST_LAYERS, NUMBERS, SIZE, Experts, Named, Shape, Stack, library
+from lit_rec.kernels.library import MOST_LAYERS, NUMBERS, SIZE, Experts, Layers, Named, Stack, library
 
 ROWS = 120  # candidates taken at a time: what is made of them stays in the cache
 INPUTS = 128  # of experts, taken at a time, as experts.c has it
@@ -106,8 +106,14 @@ def mix_experts(x: Tensor, *weights: Tensor) -> Tensor:
     return _Mixture.apply(_learns(*weights), x, *weights)  # type: ignore[no-untyped-call]
 
 
+def lengths(mask: Tensor) -> Tensor | None:
+    """How many places of every row of a mask [B, C] are no padding: [B] int32; None where others stand behind those."""
+    mask, found = mask.contiguous(), torch.empty(len(mask), dtype=torch.int32)
+    return found if _needed().lengths_of(*mask.shape, *_at(mask, found)) else None
+
+
 def score_in_context(x: Tensor, lengths: Tensor, heads: int, *weights: Tensor) -> Tensor:
-    """Self-attention without its output projection, then a perceptron on [attention ; x]: linear layers, ReLU between.
+    """Self-attention, then a perceptron on [attention ; x]: linear layers, ReLU between.
 
     `usable` must have said so for the width of x and that of a head.
 
@@ -115,8 +121,8 @@ def score_in_context(x: Tensor, lengths: Tensor, heads: int, *weights: Tensor) -
         x: [B, C, width].
         lengths: [B] int32: how many candidates are no padding; those come first.
         heads: Of the attention.
-        *weights: Weight and bias by turns: of queries, keys and values [3 * width, width], of the perceptron's hidden
-            layers, and of its output, [hidden] and [1].
+        *weights: Weight and bias by turns: of queries, keys and values [3 * width, width], of what attention reads
+            [width, width], of the perceptron's hidden layers, at most `MOST_LAYERS`, and of its output [1, hidden].
 
     Returns:
         Logits [B, C].
@@ -217,45 +223,47 @@ class _GRU(torch.autograd.Function):
         x, kept, *weights = ctx.saved_tensors
         kernels, (_, candidates, _, hidden, chunk, threads) = _needed(), ctx.sizes
         d_out, dx = d_out.contiguous(), torch.empty_like(x)
-        sums = x.new_zeros(threads, sum(weight.numel() for weight in weights))
+        sums = x.new_zeros(threads, _count(weights))
         scratch = x.new_empty(threads * kernels.gru_scratch(chunk, candidates, hidden))
         kernels.gru_backward(*ctx.sizes, *_at(x, weights[0], weights[2], d_out, dx, sums, kept, scratch))
-        return None, dx, *_parts(sums, weights)
+        return None, dx, *_parts(sums[0], weights)  # the kernel leaves those of all threads in the first one's place
 
 
 class _Context(torch.autograd.Function):
-    """Of x and weights in the order of the kernel's sums: of queries, keys and values, hidden layers, the last one."""
+    """Of x and weights in the order of the kernel's gradients."""
 
     @staticmethod
     def forward(ctx: Any, learns: bool, heads: int, lengths: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
-        x, kernels, threads, (lists, candidates, width) = x.contiguous(), _needed(), torch.get_num_threads(), x.shape
-        chunk, padded = _chunk(candidates), [_padded(weight, kernels.lanes()) for weight in weights]
-        w_in, b_in, *hidden, w_out, b_out = padded
-        widths = [2 * width, *map(len, hidden[::2])]
-        shape = Shape(candidates, width, heads, len(widths) - 1, (SIZE * (MOST_LAYERS + 1))(*widths))
-        logits = x.new_empty(lists, candidates)
-        kept = x.new_empty((lists if learns else threads * chunk) * kernels.context_kept(shape))
-        scratch = x.new_empty(threads * kernels.context_scratch(chunk, shape))
-        turned = [weight.t().contiguous() for weight in (w_in, *hidden[::2])]
-        read = *_at(x, lengths, turned[0], b_in), _many(turned[1:]), _many(hidden[1::2]), *_at(w_out, b_out, logits)
-        kernels.context_forward(shape, lists, chunk, threads, *read, learns, *_at(kept, scratch))
-        ctx.sizes, ctx.shapes = (shape, lists, chunk, threads), [weight.shape for weight in weights]
-        ctx.save_for_backward(x, lengths, kept, *padded)
+        x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
+        kernels, threads, (lists, candidates, width) = _needed(), torch.get_num_threads(), x.shape
+        chunk, (all_weights, all_biases) = _chunk(candidates), (_at(*weights[4 + i :: 2]) for i in (0, 1))
+        widths = [2 * width, *map(len, weights[4:-2:2])]
+        most = MOST_LAYERS + 1
+        given = (
+            (SIZE * most)(*widths),
+            *_at(*weights[:4]),
+            (NUMBERS * most)(*all_weights),
+            (NUMBERS * most)(*all_biases),
+        )
+        layers = Layers(candidates, width, heads, len(widths) - 1, *given)
+        logits, ready = x.new_empty(lists, candidates), x.new_empty(kernels.context_ready(layers))
+        kept = x.new_empty((lists if learns else threads * chunk) * kernels.context_kept(layers))
+        scratch = x.new_empty(threads * kernels.context_scratch(chunk, layers))
+        ctx.sizes = layers, lists, chunk, threads
+        kernels.context_forward(*ctx.sizes, *_at(x, lengths, ready, logits), learns, *_at(kept, scratch))
+        ctx.save_for_backward(x, lengths, ready, kept, *weights)  # `layers` has the addresses of weights
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
-        x, lengths, kept, *padded = ctx.saved_tensors
-        kernels, (shape, _, chunk, threads) = _needed(), ctx.sizes
-        d_logits, dx = d_logits.contiguous(), torch.empty_like(x)
-        sums = x.new_zeros(threads, kernels.context_sums(shape))
-        scratch = x.new_empty(threads * kernels.context_scratch(chunk, shape))
-        hidden = _many(padded[2:-2:2])
-        read = *_at(x, lengths, padded[0]), hidden, *_at(padded[-2], d_logits, dx, sums, kept, scratch)
-        kernels.context_backward(*ctx.sizes, *read)
-        found = zip(_parts(sums, padded), ctx.shapes, strict=True)
-        return None, None, None, dx, *(part[tuple(map(slice, shape))] for part, shape in found)
+        x, lengths, ready, kept, *weights = ctx.saved_tensors
+        kernels, (layers, _, chunk, threads) = _needed(), ctx.sizes
+        d_logits, dx, grads = d_logits.contiguous(), torch.empty_like(x), x.new_empty(_count(weights))
+        sums = x.new_zeros(threads, kernels.context_sums(layers))
+        scratch = x.new_empty(threads * kernels.context_scratch(chunk, layers))
+        kernels.context_backward(*ctx.sizes, *_at(x, lengths, ready, d_logits, dx, grads, sums, kept, scratch))
+        return None, None, None, dx, *_parts(grads, weights)
 
 
 def _needed() -> ctypes.CDLL:
@@ -268,17 +276,11 @@ def _at(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _many(tensors: Sequence[Tensor]) -> Any:
-    return (NUMBERS * len(tensors))(*_at(*tensors))
+def _count(weights: Sequence[Tensor]) -> int:
+    return sum(weight.numel() for weight in weights)
 
 
-def _padded(weight: Tensor, lanes: int) -> Tensor:
-    """With zeros up to multiples of lanes, in every dimension."""
-    more = [end for size in reversed(weight.shape) for end in (0, -size % lanes)]
-    return F.pad(weight, more).contiguous() if any(more) else weight.contiguous()
-
-
-def _parts(sums: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of weights, in their shapes: what the kernel has left of all threads in the first one's place."""
-    parts = sums[0].split([weight.numel() for weight in weights])
+def _parts(grads: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of weights, which lie one behind the other, in their shapes."""
+    parts = grads.split([weight.numel() for weight in weights])
     return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]

@@ -20,12 +20,14 @@ MOST_LAYERS = 16
 SIZE, COUNT, NUMBERS = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
 
 
-class Shape(ctypes.Structure):
-    """Of lists, and of the layers that read them, as context.c has it."""
+class Layers(ctypes.Structure):
+    """Of lists, and of the layers that read them, as context.c has them."""
 
     _fields_ = [
         *((name, SIZE) for name in ("candidates", "width", "heads", "layers")),
         ("widths", SIZE * (MOST_LAYERS + 1)),
+        *((name, NUMBERS) for name in ("w_in", "b_in", "w_read", "b_read")),
+        *((name, NUMBERS * (MOST_LAYERS + 1)) for name in ("weights", "biases")),
     ]
 
 
@@ -108,7 +110,7 @@ def _for_this_process() -> tempfile.TemporaryDirectory[str]:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions' arguments and results."""
-    shape, named, experts = map(ctypes.POINTER, (Shape, Named, Experts))
+    layers, named, experts = map(ctypes.POINTER, (Layers, Named, Experts))
     for name, result, arguments in (
         ("lanes", COUNT, []),
         ("embed_forward", COUNT, [named, COUNT] + [NUMBERS] * 3),
@@ -124,11 +126,13 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         ("gru_scratch", SIZE, [SIZE] * 3),
         ("gru_forward", None, [SIZE] * 5 + [COUNT] + [NUMBERS] * 6 + [COUNT] + [NUMBERS] * 2),
         ("gru_backward", None, [SIZE] * 5 + [COUNT] + [NUMBERS] * 8),
-        ("context_kept", SIZE, [shape]),
-        ("context_scratch", SIZE, [SIZE, shape]),
-        ("context_sums", SIZE, [shape]),
-        ("context_forward", None, [shape] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 9 + [COUNT] + [NUMBERS] * 2),
-        ("context_backward", None, [shape] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 10),
+        ("lengths_of", COUNT, [SIZE] * 2 + [NUMBERS] * 2),
+        ("context_ready", SIZE, [layers]),
+        ("context_kept", SIZE, [layers]),
+        ("context_scratch", SIZE, [SIZE, layers]),
+        ("context_sums", SIZE, [layers]),
+        ("context_forward", None, [layers] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 4 + [COUNT] + [NUMBERS] * 2),
+        ("context_backward", None, [layers] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 9),
     ):
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments

@@ -67,8 +67,8 @@ BLOCK(tall, TALL, 1)
 BLOCK(wide, 1, WIDE)
 BLOCK(single, 1, 1)
 
-/* c[m, n] = first + a[m, k] b[k, n], and no less than zero where it is cut. first: nothing, or rows as far apart as told,
-   for one row of all 0. */
+/* c[m, n] = first + a[m, k] b[k, n], and no less than zero where it is cut. first: nothing, or rows as far apart as
+   told, for one row of all 0. */
 static inline void product(size m, size n, size k, const float *a, size a_row, size a_step, const float *b, size b_row,
                     const float *first, size first_row, float *c, size c_row, int cut) {
     for (size j = 0, vectors; j < n; j += vectors * LANES) {
@@ -82,7 +82,8 @@ static inline void product(size m, size n, size k, const float *a, size a_row, s
     }
 }
 /* y[m, n] = x[m, k] w[k, n] + bias, rows one behind the other. */
-static inline void linear(size m, size n, size k, const float *x, const float *w, const float *bias, float *y, int cut) {
+static inline void linear(size m, size n, size k, const float *x, const float *w, const float *bias, float *y,
+                          int cut) {
     product(m, n, k, x, k, 1, w, n, bias, 0, y, n, cut);
 }
 /* What y = x w' + b hands back of dy [m, n] to w [n, k] and b [n], added to them. */
@@ -99,7 +100,7 @@ static inline void turn(size n, size width, const float *from, size row, float *
         memset(to + j * P + n, 0, (P - n) * sizeof(float));
     }
 }
-/* Of some columns of x [m, P], in their place, e to the scale * (x - the highest of its column); one over their sums. */
+/* Of some columns of x [m, P], in place, e to the scale * (x - the highest of its column); share: one over the sums. */
 static inline __attribute__((always_inline)) void exponentials_of(int vectors, size m, size P, float scale, float *x,
                                                                   float *share) {
     vec highest[WIDE], sum[WIDE], w;

@@ -39,28 +39,26 @@ def score_in_context(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor
         x: [B, C, width].
         mask: [B, C] bool, true where there is a candidate.
     """
+    lengths = kernels.lengths(mask) if _for_kernels(layer, mlp, x) else None
+    if lengths is not None:
+        linear = [part for part in mlp if isinstance(part, nn.Linear)]
+        weights = [tensor for part in (layer.out_proj, *linear) for tensor in (part.weight, part.bias)]
+        return kernels.score_in_context(x, lengths, layer.num_heads, layer.in_proj_weight, layer.in_proj_bias, *weights)
     of_context, of_x = mlp[0].weight.chunk(2, dim=1)  # type: ignore[operator]
     of_read = of_context @ layer.out_proj.weight
     bias = F.linear(layer.out_proj.bias, of_context, mlp[0].bias)  # type: ignore[arg-type]
-    if _for_kernels(layer, mlp, x, mask):
-        _, *hidden, last = [part for part in mlp if isinstance(part, nn.Linear)]
-        first = [layer.in_proj_weight, layer.in_proj_bias, torch.cat([of_read, of_x], dim=1), bias]
-        rest = [tensor for part in hidden for tensor in (part.weight, part.bias)]
-        lengths = mask.sum(dim=1, dtype=torch.int32)
-        return kernels.score_in_context(x, lengths, layer.num_heads, *first, *rest, last.weight[0], last.bias)
     read = _attended(layer, x, mask).flatten(0, 1)
     outputs = F.linear(x.flatten(0, 1), of_x, bias).addmm_(read, of_read.t())
     return mlp[1:](outputs).view(mask.shape)
 
 
-def _for_kernels(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor, mask: Tensor) -> bool:
-    """Whether nothing is asked that kernels do not do: dropout, padding between candidates, deep perceptrons."""
+def _for_kernels(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor) -> bool:
+    """Whether nothing is asked that kernels do not do: dropout, deep perceptrons."""
     width = x.shape[-1]
     if len(mlp) > 3 * MOST_LAYERS or not kernels.usable(x, width, width // layer.num_heads):
         return False
-    if layer.training and any([layer.dropout, *(part.p for part in mlp if isinstance(part, nn.Dropout))]):
-        return False
-    return bool((mask[:, :-1] >= mask[:, 1:]).all())
+    dropped = [layer.dropout, *(part.p for part in mlp if isinstance(part, nn.Dropout))]
+    return not (layer.training and any(dropped))
 
 
 def _attended(layer: nn.MultiheadAttention, x: Tensor, mask: Tensor) -> Tensor:
