@@ -17,6 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_rec.cli import prepare
+from lit_rec.config import load_config
+from lit_rec.errors import UserError
+from lit_rec.llm.loading import local_source
 from tests.benchmarks.harness import CLOCK
 
 NAMES = (
@@ -71,6 +74,10 @@ def main() -> int:
     clock = "processor" if given.processor_time else "wall"
     prepare(None)  # as the command line does, for the peers as well
     console = Console(width=None if sys.stdout.isatty() else 180)
+    try:
+        local_source(load_config("configs/quickstart.yaml", []).llm, "llm")
+    except UserError as error:  # such as on a machine without a network: the rows say so, too
+        console.print(f"{error}\nmeasured with random weights instead", highlight=False)
     rows, failed = [], []
     for name in given.names or NAMES:
         started, before = time.perf_counter(), ticks()
@@ -80,6 +87,8 @@ def main() -> int:
         stolen, spent = (after - first for after, first in zip(ticks(), before, strict=True))
         took = f"{name}: {time.perf_counter() - started:.0f} s"
         console.print(f"{took}, {stolen / max(1, spent):.0%} of the processors taken by others", highlight=False)
+        for row in found:
+            console.print(f"  {row['ratio']:,.3g} of {row['reach']:.3g}: {row['work']}; {row['peer']}", highlight=False)
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} cores; ratio: how many times better, in the same run")
     for column in ("work", "peer", "ours", "peer's", "ratio", "asked", "note"):
         table.add_column(column, justify="left" if column in ("work", "peer", "note") else "right")

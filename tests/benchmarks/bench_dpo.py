@@ -20,7 +20,7 @@ from lit_rec.llm.language_model import LanguageModel
 from lit_rec.policy.losses import preference_loss
 from lit_rec.policy.sequences import answer_logps, collate, encode_chat
 from tests.benchmarks.harness import Row, now
-from tests.benchmarks.worlds import native, smollm, text
+from tests.benchmarks.worlds import native, smollm, smollm_name, text
 
 if TYPE_CHECKING:
     from trl import DPOTrainer
@@ -218,7 +218,7 @@ def run(full: bool = False) -> list[Row]:
         found[name] = json.loads(done.stdout.strip().splitlines()[-1])
     assert max(found["apart"].values()) < ALIKE, found["apart"]
     size = f"{BATCH} x {accumulate} pairs, prompts of 527 tokens"
-    work = f"DPO update with its reference, LoRA, SmolLM2-135M, {native()}, {size}"
+    work = f"DPO update with its reference, LoRA, {smollm_name()}, {native()}, {size}"
     best = min(("trl", "trl_precomputed"), key=lambda name: found[name]["seconds"])
     least = min(found[name]["gigabytes"] for name in ("trl", "trl_precomputed"))
     a, b = found["ours"]["seconds"], found[best]["seconds"]

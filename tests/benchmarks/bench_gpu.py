@@ -18,7 +18,7 @@ from lit_rec.llm.language_model import LanguageModel
 from tests.benchmarks.bench_dpo import pairs, trl_updater, updater
 from tests.benchmarks.bench_sampler import SAMPLES, endless, generated, request
 from tests.benchmarks.harness import Row, seconds
-from tests.benchmarks.worlds import smollm
+from tests.benchmarks.worlds import smollm, smollm_name
 
 PAIRS, PROMPTS, NEW, SIZES, REPEATS = 16, 64, 64, (16, 64), 3
 
@@ -120,7 +120,7 @@ def sampling(llm: LanguageModel, copying: float, many: int, new: int, sizes: tup
     share = new * read_per_token(llm, many, kept) / mine / copying
     note = ", ".join(f"{n} prompts at a time: {made / t:,.0f}" for n, t in others.items())
     note += f"; {share:.1%} of the {copying / 1e9:,.0f} GB/s of copying"
-    work = f"{SAMPLES} answers of {new} tokens to {many} prompts, SmolLM2-135M on the GPU"
+    work = f"{SAMPLES} answers of {new} tokens to {many} prompts, {smollm_name()} on the GPU"
     return [Row(work, "transformers' generate", made / mine, made / best, "tokens/s", best / mine, 1.5, note)]
 
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.sampler import SamplingSettings
 from tests.benchmarks.harness import Row, interleave
-from tests.benchmarks.worlds import native, smollm, text
+from tests.benchmarks.worlds import native, smollm, smollm_name, text
 
 SAMPLES, NEW, SIZES, MORE_SIZES = 10, 64, (1, 2), (1, 2, 4, 8)  # prompts at a time; with --full
 DISTRIBUTION = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
@@ -88,7 +88,7 @@ def run(full: bool = False) -> list[Row]:
     rates = {name: n * SAMPLES * NEW / t for (name, (_, n)), t in zip(peers.items(), others, strict=True)}
     best = max(rates.values())
     mean = sum(map(len, tokens)) / many
-    work = f"{SAMPLES} answers of {NEW} tokens to {many} prompts of {mean:.0f} tokens, SmolLM2-135M, {native()}"
+    work = f"{SAMPLES} answers of {NEW} tokens to {many} prompts of {mean:.0f} tokens, {smollm_name()}, {native()}"
     note = ", ".join(f"{name}: {value:.1f}" for name, value in rates.items())
     note += f"; each timed once, continuous batching on {len(few)} of the prompts"
     return [Row(work, "transformers, the best way", rate, best, "tokens/s", rate / best, 1.5, note)]

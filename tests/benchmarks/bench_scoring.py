@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.llm.scoring import END_OF_TURN, Question, TitleScorer
 from tests.benchmarks.harness import Row, now
-from tests.benchmarks.worlds import smollm
+from tests.benchmarks.worlds import smollm, smollm_name
 
 CANDIDATES, HISTORY, TARGET, ALIKE = 50, 10, 5.0, 1e-3
 REPEATS = 3  # each with sessions of its own, for the store must not answer; a pass per title is timed on the first
@@ -127,7 +127,7 @@ def run(full: bool = False) -> list[Row]:
                 apart = max(apart, float((torch.tensor(found) - torch.tensor(theirs)).abs().max()))
     assert apart < ALIKE, apart
     ours, batch = statistics.median(shared), statistics.median(copied)
-    work = f"likelihood of {CANDIDATES} titles for {sessions} sessions, SmolLM2-135M"
+    work = f"likelihood of {CANDIDATES} titles for {sessions} sessions, {smollm_name()}"
     note = f"log-likelihoods at most {apart:.0e} apart"
     return [
         Row(work, "one forward pass per title", ours, alone, "s", alone / ours, TARGET, f"{note}; peer timed once"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.benchmarks.harness import Row
+from tests.benchmarks.worlds import smollm_name
 
 SAMPLES, NEW, BATCH = 4, 32, 16
 CODE = """
@@ -77,5 +78,5 @@ def run(full: bool = False) -> list[Row]:
         same &= first == second
     assert same, "two processes wrote something else than one"
     ratio = median(two) / median(one)
-    work = f"{many} prompts x {SAMPLES} answers of SmolLM2, two processes of a core each"
+    work = f"{many} prompts x {SAMPLES} answers of {smollm_name()}, two processes of a core each"
     return [Row(work, "one process on one core", median(two), median(one), "tokens/s", ratio, 1.6, "the same answers")]
