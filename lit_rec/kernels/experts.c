@@ -1,6 +1,6 @@
 /* Experts weighed by a gate: sum over e of gate_e relu(W2_e relu(W1_e x + b1_e) + b2_e), gate = softmax(W x + b).
 
-   Here a matrix has a row per feature and a column per input, so that widths need not be multiples of LANES. */
+   Here a matrix has a row per feature and a column per input, so that hidden widths need not be multiples of LANES. */
 #include "products.h"
 
 enum { INPUTS = 128 }; /* taken at a time */

@@ -40,12 +40,12 @@ def states(layer: nn.GRU, x: Tensor) -> Tensor:
 
 def usable(x: Tensor, *widths: int, dtypes: Sequence[torch.dtype] = (torch.float32,)) -> bool:
     """Whether kernels can compute with x, and layers of these widths."""
-    if x.device.type != "cpu" or x.dtype not in dtypes or not x.numel():
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+    if x.device.type != "cpu" or x.dtype not in dtypes or not x.numel() or torch.is_autocast_enabled("cpu"):
         return False
     found = library()
-    return found is not None and not any(width % found.lanes() for width in widths)
+    return found is not None and all(width and width % found.lanes() == 0 for width in widths)
 
 
 def embed(items: Tensor, item_table: Tensor, values: Tensor, widths: Sequence[int], value_table: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: fl
     """
     q, k, v = (x.transpose(1, 2).contiguous() for x in (query, key, value))
     kernels, threads, out = _needed(), torch.get_num_threads(), torch.empty_like(q)
-    scratch = torch.empty(threads * kernels.attention_scratch(q.shape[1], q.shape[3]))
+    scratch = q.new_empty(threads * kernels.attention_scratch(q.shape[1], q.shape[3]), dtype=torch.float32)
     numbers = q.dtype == torch.bfloat16, scale
     kernels.attention(*q.shape, threads, *numbers, *_at(lengths, q, k, v, out, scratch))
     return out
@@ -107,8 +107,8 @@ def mix_experts(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 def lengths(mask: Tensor) -> Tensor | None:
-    """How many places of every row of a mask [B, C] are no padding: [B] int32; None where others stand behind those."""
-    mask, found = mask.contiguous(), torch.empty(len(mask), dtype=torch.int32)
+    """How many places of every row of a bool mask [B, C] are no padding: [B] int32; None where some stand behind it."""
+    mask, found = mask.contiguous(), mask.new_empty(len(mask), dtype=torch.int32)
     return found if _needed().lengths_of(*mask.shape, *_at(mask, found)) else None
 
 
@@ -144,46 +144,50 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, items: Tensor, values: Tensor, widths: Sequence[int], *tables: Tensor) -> Tensor:
         items, values, item_table, value_table = (t.contiguous() for t in (items.long(), values.long(), *tables))
-        ends = (ctypes.c_int64 * len(widths))(*itertools.accumulate(widths))
-        sizes = item_table.shape[1], values.shape[1], len(widths), len(item_table), len(value_table)
-        named = Named(items.numel(), *sizes, *_at(items, values), ends)
+        named = _named(widths, items, values, item_table, value_table)
         out = item_table.new_empty(*items.shape, (1 + len(widths)) * item_table.shape[1])
         if not _needed().embed_forward(named, torch.get_num_threads(), *_at(item_table, value_table, out)):
             raise IndexError(f"an item or a value is not among the {len(item_table)} and {len(value_table)} embedded")
-        ctx.named = named
+        ctx.widths = widths
         ctx.save_for_backward(items, values, *tables)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *_, item_table, value_table = ctx.saved_tensors  # the others are kept for the addresses that `named` has
-        d_out, d_items, d_values = d_out.contiguous(), torch.zeros_like(item_table), torch.zeros_like(value_table)
-        _needed().embed_backward(ctx.named, torch.get_num_threads(), *_at(d_out, d_items, d_values))
+        items, values, *tables = ctx.saved_tensors
+        d_out, d_items, d_values = d_out.contiguous(), *map(torch.zeros_like, tables)
+        named = _named(ctx.widths, items, values, *tables)
+        _needed().embed_backward(named, torch.get_num_threads(), *_at(d_out, d_items, d_values))
         return None, None, None, d_items, d_values
+
+
+def _named(widths: Sequence[int], items: Tensor, values: Tensor, item_table: Tensor, value_table: Tensor) -> Named:
+    ends = (ctypes.c_int64 * len(widths))(*itertools.accumulate(widths))
+    sizes = item_table.shape[1], values.shape[1], len(widths), len(item_table), len(value_table)
+    return Named(items.numel(), *sizes, *_at(items, values), ends)
 
 
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, learns: bool, x: Tensor, *weights: Tensor) -> Tensor:
         x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
-        kernels, threads, (n, width) = _needed(), torch.get_num_threads(), x.shape
-        _, out, hidden = weights[2].shape
-        stacks = [Stack(len(w1), w1.shape[2], *_at(w1, *rest)) for w1, *rest in (weights[:4], weights[4:8])]
-        experts = Experts(n, width, hidden, out, *_at(*weights[8:]), (Stack * 2)(*stacks))
-        y = x.new_empty(n, out)
-        kept = x.new_empty((n + kernels.lanes() if learns else threads * INPUTS) * kernels.experts_kept(experts))
+        kernels, threads, experts = _needed(), torch.get_num_threads(), _experts(x, weights)
+        y = x.new_empty(experts.n, experts.out)
+        kept = x.new_empty(
+            (experts.n + kernels.lanes() if learns else threads * INPUTS) * kernels.experts_kept(experts)
+        )
         scratch = x.new_empty(threads * kernels.experts_scratch(experts))
         kernels.experts_forward(experts, threads, *_at(x, y), learns, *_at(kept, scratch))
-        ctx.experts, ctx.threads = experts, threads
-        ctx.save_for_backward(x, kept, *weights)  # `experts` has the addresses of weights
+        ctx.threads = threads
+        ctx.save_for_backward(x, kept, *weights)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *weights = ctx.saved_tensors
-        kernels, experts, threads, dy = _needed(), ctx.experts, ctx.threads, dy.contiguous()
+        kernels, threads, experts, dy = _needed(), ctx.threads, _experts(x, weights), dy.contiguous()
         sums = x.new_zeros(threads, kernels.experts_sums(experts))
         scratch = x.new_empty(threads * kernels.experts_scratch(experts))
         kernels.experts_backward(experts, threads, *_at(x, dy, sums, kept, scratch))
@@ -197,6 +201,12 @@ class _Mixture(torch.autograd.Function):
             [F.pad(w, (0, stack.row - width)), *rest] for (w, *rest), stack in zip(stacked, experts.stacks, strict=True)
         ]
         return None, None, *found[0], *found[1], *gate
+
+
+def _experts(x: Tensor, weights: Sequence[Tensor]) -> Experts:
+    _, out, hidden = weights[2].shape
+    stacks = [Stack(len(w1), w1.shape[2], *_at(w1, *rest)) for w1, *rest in (weights[:4], weights[4:8])]
+    return Experts(*x.shape, hidden, out, *_at(*weights[8:]), (Stack * 2)(*stacks))
 
 
 class _GRU(torch.autograd.Function):
@@ -235,35 +245,34 @@ class _Context(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, learns: bool, heads: int, lengths: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
         x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
-        kernels, threads, (lists, candidates, width) = _needed(), torch.get_num_threads(), x.shape
-        chunk, (all_weights, all_biases) = _chunk(candidates), (_at(*weights[4 + i :: 2]) for i in (0, 1))
-        widths = [2 * width, *map(len, weights[4:-2:2])]
-        most = MOST_LAYERS + 1
-        given = (
-            (SIZE * most)(*widths),
-            *_at(*weights[:4]),
-            (NUMBERS * most)(*all_weights),
-            (NUMBERS * most)(*all_biases),
-        )
-        layers = Layers(candidates, width, heads, len(widths) - 1, *given)
+        kernels, threads, (lists, candidates, _) = _needed(), torch.get_num_threads(), x.shape
+        layers, chunk = _layers(heads, x, weights), _chunk(candidates)
         logits, ready = x.new_empty(lists, candidates), x.new_empty(kernels.context_ready(layers))
         kept = x.new_empty((lists if learns else threads * chunk) * kernels.context_kept(layers))
         scratch = x.new_empty(threads * kernels.context_scratch(chunk, layers))
-        ctx.sizes = layers, lists, chunk, threads
-        kernels.context_forward(*ctx.sizes, *_at(x, lengths, ready, logits), learns, *_at(kept, scratch))
-        ctx.save_for_backward(x, lengths, ready, kept, *weights)  # `layers` has the addresses of weights
+        ctx.heads, ctx.sizes = heads, (lists, chunk, threads)
+        kernels.context_forward(layers, *ctx.sizes, *_at(x, lengths, ready, logits), learns, *_at(kept, scratch))
+        ctx.save_for_backward(x, lengths, ready, kept, *weights)
         return logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         x, lengths, ready, kept, *weights = ctx.saved_tensors
-        kernels, (layers, _, chunk, threads) = _needed(), ctx.sizes
+        kernels, layers, (_, chunk, threads) = _needed(), _layers(ctx.heads, x, weights), ctx.sizes
         d_logits, dx, grads = d_logits.contiguous(), torch.empty_like(x), x.new_empty(_count(weights))
         sums = x.new_zeros(threads, kernels.context_sums(layers))
         scratch = x.new_empty(threads * kernels.context_scratch(chunk, layers))
-        kernels.context_backward(*ctx.sizes, *_at(x, lengths, ready, d_logits, dx, grads, sums, kept, scratch))
+        kernels.context_backward(layers, *ctx.sizes, *_at(x, lengths, ready, d_logits, dx, grads, sums, kept, scratch))
         return None, None, None, dx, *_parts(grads, weights)
+
+
+def _layers(heads: int, x: Tensor, weights: Sequence[Tensor]) -> Layers:
+    _, candidates, width = x.shape
+    widths = [2 * width, *map(len, weights[4:-2:2])]
+    sizes, numbers = SIZE * (MOST_LAYERS + 1), NUMBERS * (MOST_LAYERS + 1)
+    each = numbers(*_at(*weights[4::2])), numbers(*_at(*weights[5::2]))
+    return Layers(candidates, width, heads, len(widths) - 1, sizes(*widths), *_at(*weights[:4]), *each)
 
 
 def _needed() -> ctypes.CDLL:

@@ -48,7 +48,9 @@ def attention(
     """Transformers' interface; what the kernel does not do, such as a mask of other things than padding, torch does."""
     lengths = None
     plain = others.get("position_bias") is None and others.get("softcap") is None and not others.get("dropout")
-    if plain and query.shape == key.shape == value.shape and kernels.usable(query, dtypes=TYPES):
+    plain &= not (torch.is_grad_enabled() and query.requires_grad)
+    alike = query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
+    if plain and alike and kernels.usable(query, dtypes=TYPES):
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         lengths = _lengths(query, attention_mask, causal)
     if lengths is None:
@@ -61,7 +63,7 @@ def _lengths(query: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     """How many tokens each text has [B], int32; None where a query does not read all of its text's, those first."""
     texts, _, tokens, _ = query.shape
     if mask is None:
-        return None if causal else torch.full((texts,), tokens, dtype=torch.int32)
+        return None if causal else torch.full((texts,), tokens, dtype=torch.int32, device=query.device)
     if mask.dtype != torch.bool or mask.shape != (texts, 1, tokens, tokens):
         return None
     alike = mask[..., 0].all() and (mask == mask[:, :, :1]).all()
@@ -73,10 +75,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def pack(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a frozen model on a CPU faster, in place. A matrix unit's own attention is faster than the kernel."""
+    """Make a frozen model on a CPU faster, in place. Where there is a matrix unit, torch's attention has its use."""
     unit = model.dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     if model.device.type == "cpu" and model.config._attn_implementation == "sdpa" and not unit:
-        model.config._attn_implementation = NAME
+        model.set_attn_implementation(NAME)  # which leaves a model as it is that does not attend by the interface
     _pack_linear(model)
     return model
 

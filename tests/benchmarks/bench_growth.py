@@ -88,7 +88,7 @@ def run(full: bool = False, plot: str | None = None) -> list[Row]:
         cases: dict[str, tuple[list[int], Callable[[int], float]]] = {
             "users": ([100, 200, 400, 800], lambda n: rerank(users=n * scale)),
             "answers per user": ([10, 20, 40, 80], lambda n: rerank(answers=n * scale)),
-            "candidates per list": ([10, 20, 40, 80], lambda n: rerank(users=100 * scale, size=n)),
+            "candidates per list": ([10, 20, 40, 80], lambda n: rerank(users=200 * scale, size=n)),
             "rounds": ([1, 2, 4, 8], lambda n: rounds(n * scale, Path(work))),
         }
         for what, (sizes, cost) in cases.items():

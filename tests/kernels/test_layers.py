@@ -204,6 +204,36 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert PRM(32)(x, mask).isnan().all(dim=1).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_neither_the_default_type_nor_where_tensors_are_kept_matters(threads: int) -> None:
+    """What is saved for the way back may be a copy elsewhere by then, of weights that are not contiguous too."""
+    torch.manual_seed(0)
+    features, adaptor, model = ItemFeatures(49, torch.ones(50, 1).long()), HybridExpertAdaptor((64,), out=32), PRM(96)
+    model.attention.out_proj.weight.data = model.attention.out_proj.weight.data.t().contiguous().t()
+    gate = adaptor.gates[0].weight
+    gate.data = gate.data.t().contiguous().t()
+    items, known, mask = torch.randint(1, 50, (6, 10), dtype=torch.int32), torch.randn(60, 64), padded(6, 10)
+    weights = [w for part in (features, adaptor, model) for w in part.parameters() if w.requires_grad]
+    q, k, v = torch.randn(3, 2, 3, 70, 16)
+    full = torch.full((2,), 70, dtype=torch.int32)
+
+    def all_of_them() -> list[Tensor]:
+        x = torch.cat([features(items), adaptor(known, 0).view(6, 10, 32)], dim=-1)
+        return [layers.attend(q, k, v, full, 1.0), *torch.autograd.grad((model(x, mask) * mask).sum(), weights)]
+
+    expected, before = all_of_them(), torch.get_num_threads()
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_num_threads(threads)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+            found = all_of_them()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(before)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("why", ["dropout", "hole", "double", "autocast", "odd width"])
 def test_what_kernels_do_not_do_torch_does(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)

@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel, FalconConfig, FalconModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_rec.kernels import layers as kernels
 from lit_rec.kernels.library import library
-from lit_rec.knowledge.packed import attention
+from lit_rec.knowledge.packed import NAME, attention, pack
 
 TEXTS, HEADS, TOKENS, WIDTH = 3, 2, 9, 16
 LENGTHS = torch.tensor([9, 4, 1])
@@ -36,7 +37,8 @@ def test_the_kernel_reads_where_all_is_read_and_torch_elsewhere(
     mask: Tensor | None, causal: bool, others: dict[str, Tensor | int], ours: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    module, groups = nn.Module(), int(others.pop("groups", 1))
+    module, groups = nn.Module(), int(others.get("groups", 1))
+    others = {name: value for name, value in others.items() if name != "groups"}
     module.is_causal, module.num_key_value_groups = causal, groups
     q = torch.randn(TEXTS, HEADS, TOKENS, WIDTH)
     k, v = torch.randn(2, TEXTS, HEADS // groups, TOKENS, WIDTH)
@@ -47,3 +49,32 @@ def test_the_kernel_reads_where_all_is_read_and_torch_elsewhere(
     expected, _ = sdpa_attention_forward(module, q, k, v, mask, scaling=0.4, **others)
     assert bool(asked) == (ours and library() is not None)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_who_learns_gets_gradients() -> None:
+    module = nn.Module()
+    module.is_causal = False
+    q = torch.randn(3, 1, HEADS, TOKENS, WIDTH, requires_grad=True)
+    attention(module, *q, None)[0].sum().backward()
+    assert q.grad is not None
+    assert q.grad.abs().sum() > 0
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 11}
+
+
+def test_a_packed_encoder_attends_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**SMALL, intermediate_size=32)).eval()
+    asked = {"input_ids": torch.randint(0, 11, (TEXTS, TOKENS)), "attention_mask": PADDED[:, 0, 0].long()}
+    with torch.inference_mode():
+        expected = model(**asked).last_hidden_state
+        assert pack(model).config._attn_implementation == NAME
+        found = model(**asked).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_attends_in_its_own_way_is_left_as_it_is() -> None:
+    """Falcon asks for `sdpa` by name, and would take another's mask for numbers to add."""
+    model = FalconModel(FalconConfig(**SMALL, alibi=False)).eval()
+    assert pack(model).config._attn_implementation == "sdpa"
