@@ -1,4 +1,4 @@
-"""What rerankers compute on a CPU by kernels of our own: embeddings, experts, a GRU, attention with its perceptron.
+"""What rerankers compute on a CPU by kernels of our own, forward and back, and the attention of a frozen encoder.
 
 Among ten candidates torch's own operations mostly wait for memory, and for each other. The kernels take a few lists at
 a time through all of a layer, forward and back, and give the same numbers but for rounding. Where they cannot be used
