@@ -22,8 +22,11 @@ static Mixed mixed_places(size n, const Experts *s, float *at) {
     float *outs = at + experts(s) * s->hidden * padded(n);
     return (Mixed){at, outs, outs + experts(s) * s->out * padded(n)};
 }
-/* Kept per input; there is room for whole vectors of them. */
-size experts_kept(const Experts *s) { return experts(s) * (s->hidden + s->out + 1); }
+static size kept_per_input(const Experts *s) { return experts(s) * (s->hidden + s->out + 1); }
+/* Kept of all inputs where there will be a way back (keep), else of a chunk per thread. */
+size experts_kept(const Experts *s, int threads, int keep) {
+    return (keep ? padded(s->n) : threads * INPUTS) * kept_per_input(s);
+}
 /* For a thread's own use: a chunk's inputs or the gradient of its hidden layers, that of the gate, and three times as
    much as one output. */
 size experts_scratch(const Experts *s) {
@@ -53,7 +56,7 @@ static void add_up(size m, size n, const float *rows, float *to) {
         to[i] += total(sum);
     }
 }
-/* x [n, width]; y [n, out]. keep and kept as for the GRU. */
+/* x [n, width]; y [n, out]. */
 void experts_forward(const Experts *s, int threads, const float *x, float *y, int keep, float *kept, float *scratch) {
     const size D = s->width, H = s->hidden, O = s->out;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -62,7 +65,7 @@ void experts_forward(const Experts *s, int threads, const float *x, float *y, in
         const size end = experts_begin(s, thread + 1, threads);
         for (size at = experts_begin(s, thread, threads); at < end; at += INPUTS) {
             size n = least(INPUTS, end - at), P = padded(n), first = 0;
-            Mixed here = mixed_places(n, s, kept + (keep ? at : thread * INPUTS) * experts_kept(s));
+            Mixed here = mixed_places(n, s, kept + (keep ? at : thread * INPUTS) * kept_per_input(s));
             turn(n, D, x + at * D, D, turned, P);
             for (const Stack *stack = s->stacks; stack < s->stacks + 2; first += stack++->count) {
                 layer(stack->count * H, P, D, stack->w1, stack->row, stack->b1, turned, here.hidden + first * H * P, 1);
@@ -98,7 +101,7 @@ void experts_backward(const Experts *s, int threads, const float *x, const float
         float *given = d_gate + E * INPUTS, *d_out = given + O * INPUTS, *d_rows = d_out + O * INPUTS;
         for (size at = experts_begin(s, thread, threads); at < end; at += INPUTS) {
             size n = least(INPUTS, end - at), P = padded(n), first = 0;
-            Mixed here = mixed_places(n, s, kept + at * experts_kept(s));
+            Mixed here = mixed_places(n, s, kept + at * kept_per_input(s));
             turn(n, O, dy + at * O, O, given, P);
             for (const Stack *stack = s->stacks; stack < s->stacks + 2; first += stack++->count)
                 for (size e = first; e < first + stack->count; e++) {

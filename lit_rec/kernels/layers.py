@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from lit_rec.kernels.library import MOST_LAYERS, NUMBERS, SIZE, Experts, Layers, Named, Stack, library
 
 ROWS = 120  # candidates taken at a time: what is made of them stays in the cache
-INPUTS = 128  # of experts, taken at a time, as experts.c has it
 
 
 def states(layer: nn.GRU, x: Tensor) -> Tensor:
@@ -174,9 +173,7 @@ class _Mixture(torch.autograd.Function):
         x, weights = x.contiguous(), tuple(weight.contiguous() for weight in weights)
         kernels, threads, experts = _needed(), torch.get_num_threads(), _experts(x, weights)
         y = x.new_empty(experts.n, experts.out)
-        kept = x.new_empty(
-            (experts.n + kernels.lanes() if learns else threads * INPUTS) * kernels.experts_kept(experts)
-        )
+        kept = x.new_empty(kernels.experts_kept(experts, threads, learns))
         scratch = x.new_empty(threads * kernels.experts_scratch(experts))
         kernels.experts_forward(experts, threads, *_at(x, y), learns, *_at(kept, scratch))
         ctx.threads = threads

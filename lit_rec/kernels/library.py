@@ -117,7 +117,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         ("embed_backward", None, [named, COUNT] + [NUMBERS] * 3),
         ("attention_scratch", SIZE, [SIZE] * 2),
         ("attention", None, [SIZE] * 4 + [COUNT] * 2 + [ctypes.c_float] + [NUMBERS] * 6),
-        ("experts_kept", SIZE, [experts]),
+        ("experts_kept", SIZE, [experts] + [COUNT] * 2),
         ("experts_scratch", SIZE, [experts]),
         ("experts_sums", SIZE, [experts]),
         ("experts_forward", None, [experts, COUNT] + [NUMBERS] * 2 + [COUNT] + [NUMBERS] * 2),

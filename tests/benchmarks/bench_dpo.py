@@ -104,7 +104,10 @@ def ours(folder: str, accumulate: int) -> float:
 def trl_trainer(
     folder: str, source: str, precompute: bool, accumulate: int, size: int, gpu: bool, lower: bool
 ) -> "Callable[[list[Pair], torch.nn.Module], DPOTrainer]":
-    """Makes TRL's trainer of some pairs: our rates, beta and adapter, and no clipping of gradients, for we do none."""
+    """Makes TRL's trainer of some pairs: our rates, beta and adapter, and no clipping of gradients, for we do none.
+
+    Its `padding_free` is no setting to try: TRL 1.16 says that it is disabled, and pads.
+    """
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
