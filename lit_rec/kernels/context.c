@@ -63,7 +63,7 @@ int lengths_of(size B, size C, const unsigned char *mask, int *lengths) {
     return 1;
 }
 
-static void make_ready(const Layers *s, float *at) {
+static Ready make_ready(const Layers *s, float *at) {
     const size D = s->D;
     Ready to;
     memset(at, 0, (ready_places(s, at, &to) - at) * sizeof(float));
@@ -81,6 +81,7 @@ static void make_ready(const Layers *s, float *at) {
         turn(m, row, to.w[l], row, to.turned[l], room(s, l + 1));
     }
     memcpy(to.out, s->weights[s->layers], s->widths[s->layers] * sizeof(float));
+    return to;
 }
 /* The gradients of torch's weights, one behind the other in the order of `Layers`, of those of the ones made ready. */
 static void hand_back(const Layers *s, const Ready *ready, const float *sums, float *to) {
@@ -138,9 +139,7 @@ static void attend_back(size c, const Layers *s, const float *qkv, const float *
 void context_forward(const Layers *s, size B, size chunk, int threads, const float *x, const int *lengths, float *ready,
                      float *logits, int keep, float *kept, float *scratch) {
     const size C = s->C, D = s->D, last = room(s, s->layers);
-    Ready w;
-    ready_places(s, ready, &w);
-    make_ready(s, ready);
+    const Ready w = make_ready(s, ready);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++)
         for (size at = B * thread / threads, end = B * (thread + 1) / threads; at < end; at += chunk) {

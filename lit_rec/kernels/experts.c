@@ -82,8 +82,7 @@ void experts_forward(const Experts *s, int threads, const float *x, float *y, in
                         mix += load(here.gate + e * P + j) * load(here.outs + (e * O + o) * P + j);
                     store(sum + o * P + j, mix);
                 }
-            for (size i = 0; i < n; i++)
-                for (size o = 0; o < O; o++) y[(at + i) * O + o] = sum[o * P + i];
+            turn(O, n, sum, P, y + at * O, O);
         }
     }
 }
@@ -117,8 +116,7 @@ void experts_backward(const Experts *s, int threads, const float *x, const float
                         store(d_gate + e * P + j, sum);
                     }
                     add_up(O, P, d_out, db2 + e * O);
-                    for (size i = 0; i < n; i++)
-                        for (size o = 0; o < O; o++) d_rows[i * O + o] = d_out[o * P + i];
+                    turn(O, n, d_out, P, d_rows, O);
                     product(H, O, n, hidden, P, 1, d_rows, O, dw2 + e * H * O, O, dw2 + e * H * O, O, 0);
                     product(H, P, O, stack->w2 + (e - first) * O * H, 1, H, d_out, P, 0, 0, dh, P, 0);
                     for (size j = 0; j < H * P; j += LANES)

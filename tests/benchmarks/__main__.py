@@ -17,9 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_rec.cli import prepare
-from lit_rec.config import load_config
-from lit_rec.errors import UserError
-from lit_rec.llm.loading import local_source
 from tests.benchmarks.harness import CLOCK
 
 NAMES = (
@@ -36,6 +33,7 @@ NAMES = (
     "growth",
     "gpu",
 )
+WITH_LLM = {"scoring", "sampler", "several", "dpo", "gpu"}
 NOWHERE = ("gpu",)  # these need not have rows: there may be none here
 
 
@@ -58,6 +56,18 @@ def measure(name: str, full: bool, clock: str, plot: Path | None) -> list[dict[s
     return [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
 
 
+def fetch_llm(console: Console) -> None:
+    """Fetch the quickstart's model, once for all processes; where that fails, say that another one is measured."""
+    from lit_rec.config import load_config
+    from lit_rec.errors import UserError
+    from lit_rec.llm.loading import local_source
+
+    try:
+        local_source(load_config("configs/quickstart.yaml", []).llm, "llm")
+    except UserError as error:  # such as on a machine without a network: the rows say so, too
+        console.print(f"{error}\nmeasured with random weights instead", highlight=False)
+
+
 def main() -> int:
     """0 if every ratio is what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -74,10 +84,8 @@ def main() -> int:
     clock = "processor" if given.processor_time else "wall"
     prepare(None)  # as the command line does, for the peers as well
     console = Console(width=None if sys.stdout.isatty() else 180)
-    try:
-        local_source(load_config("configs/quickstart.yaml", []).llm, "llm")
-    except UserError as error:  # such as on a machine without a network: the rows say so, too
-        console.print(f"{error}\nmeasured with random weights instead", highlight=False)
+    if WITH_LLM & set(given.names or NAMES):
+        fetch_llm(console)
     rows, failed = [], []
     for name in given.names or NAMES:
         started, before = time.perf_counter(), ticks()

@@ -12,7 +12,7 @@ from lit_rec.data.movielens import MovieLens1M
 from tests.benchmarks.harness import SHARED, Row, faster, interleave
 from tests.benchmarks.worlds import ml1m_files
 
-NOT_ASKED = "for comparison: it has to be told of the separator, and checks no line"
+TOLD = "it has to be told of the separator, and checks no line"
 NAMES = ["user_id", "item_id", "rating", "timestamp"]
 
 
@@ -63,5 +63,5 @@ def run(full: bool = False) -> list[Row]:
     done = f"MovieLens-1M, raw files to tensors ({what})"
     return [
         faster(done, "pandas as its documentation reads `::`", (mine, plain), 5),
-        faster(done, "pandas, ratings split by one colon with its C engine", (mine, trick_taken), 0, NOT_ASKED),
+        faster(done, "pandas, ratings split by one colon with its C engine", (mine, trick_taken), 1, TOLD),
     ]

@@ -66,11 +66,15 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "v
 def test_a_packed_encoder_attends_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = BertModel(BertConfig(**SMALL, intermediate_size=32)).eval()
+    calls, attend = [], kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda *given: calls.append(given) or attend(*given))
     asked = {"input_ids": torch.randint(0, 11, (TEXTS, TOKENS)), "attention_mask": PADDED[:, 0, 0].long()}
     with torch.inference_mode():
         expected = model(**asked).last_hidden_state
+        assert not calls
         assert pack(model).config._attn_implementation == NAME
         found = model(**asked).last_hidden_state
+    assert len(calls) == (library() is not None)  # one layer
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
