@@ -31,6 +31,26 @@ class Layers(ctypes.Structure):
     ]
 
 
+class Norm(ctypes.Structure):
+    """A batch normalisation, as dlcm.c has it."""
+
+    _fields_ = [
+        *((name, NUMBERS) for name in ("scale", "shift", "mean", "var")),
+        *((name, ctypes.c_float) for name in ("momentum", "eps")),
+    ]
+
+
+class Dlcm(ctypes.Structure):
+    """DLCM and its lists, as dlcm.c has them."""
+
+    _fields_ = [
+        *((name, SIZE) for name in ("candidates", "width", "hidden")),
+        *((name, NUMBERS) for name in ("w_input", "b_input", "w_state", "b_state")),
+        *((name, NUMBERS) for name in ("w_final", "b_final", "w_score", "b_score")),
+        *((name, Norm) for name in ("final", "state")),
+    ]
+
+
 class Named(ctypes.Structure):
     """Items and their attributes' values, as embed.c has them."""
 
@@ -110,7 +130,7 @@ def _for_this_process() -> tempfile.TemporaryDirectory[str]:
 
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     """With the types of its functions' arguments and results."""
-    layers, named, experts = map(ctypes.POINTER, (Layers, Named, Experts))
+    layers, named, experts, dlcm = map(ctypes.POINTER, (Layers, Named, Experts, Dlcm))
     for name, result, arguments in (
         ("lanes", COUNT, []),
         ("embed_forward", COUNT, [named, COUNT] + [NUMBERS] * 3),
@@ -126,6 +146,11 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         ("gru_scratch", SIZE, [SIZE] * 3),
         ("gru_forward", None, [SIZE] * 5 + [COUNT] + [NUMBERS] * 6 + [COUNT] + [NUMBERS] * 2),
         ("gru_backward", None, [SIZE] * 5 + [COUNT] + [NUMBERS] * 8),
+        ("dlcm_ready", SIZE, [dlcm]),
+        ("dlcm_kept", SIZE, [dlcm]),
+        ("dlcm_scratch", SIZE, [SIZE, dlcm]),
+        ("dlcm_forward", COUNT, [dlcm] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 4 + [COUNT] * 2 + [NUMBERS] * 2),
+        ("dlcm_backward", None, [dlcm] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 8),
         ("lengths_of", COUNT, [SIZE] * 2 + [NUMBERS] * 2),
         ("context_ready", SIZE, [layers]),
         ("context_kept", SIZE, [layers]),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rec.kernels import calls
 from lit_rec.kernels import layers as kernels
 
 
@@ -74,7 +75,7 @@ class HybridExpertAdaptor(nn.Module):
         gate: nn.Linear = self.gates[tower]  # type: ignore[assignment]
         dropped, both = self.training and self.dropout > 0, (x.device, x.dtype)
         plain = not (dropped or x.requires_grad) and both == (gate.weight.device, gate.weight.dtype)
-        if plain and kernels.usable(x, x.shape[1], self.out) and gate.out_features:
+        if plain and calls.usable(x, x.shape[1], self.out) and gate.out_features:
             return kernels.mix_experts(x, *self.shared.parameters(), *own.parameters(), gate.weight, gate.bias)
         weight1 = torch.cat([self.shared.weight1[:, :, : x.shape[1]], own.weight1])  # [E, hidden, width]
         bias1 = torch.cat([self.shared.bias1, own.bias1])

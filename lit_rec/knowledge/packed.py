@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_rec.kernels import calls
 from lit_rec.kernels import layers as kernels
 from lit_rec.llm.loading import native_bf16
 
@@ -50,7 +51,7 @@ def attention(
     plain = others.get("position_bias") is None and others.get("softcap") is None and not others.get("dropout")
     plain &= not (torch.is_grad_enabled() and query.requires_grad)
     alike = query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
-    if plain and alike and kernels.usable(query, dtypes=TYPES):
+    if plain and alike and calls.usable(query, dtypes=TYPES):
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         lengths = _lengths(query, attention_mask, causal)
     if lengths is None:
@@ -67,7 +68,7 @@ def _lengths(query: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     if mask.dtype != torch.bool or mask.shape != (texts, 1, tokens, tokens):
         return None
     alike = mask[..., 0].all() and (mask == mask[:, :, :1]).all()
-    return kernels.lengths(mask[:, 0, 0]) if alike else None
+    return calls.lengths_of(mask[:, 0, 0]) if alike else None
 
 
 AttentionInterface.register(NAME, attention)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rec.kernels import calls
 from lit_rec.kernels import layers as kernels
 from lit_rec.kernels.library import MOST_LAYERS
 from lit_rec.rerankers.features import whole
@@ -39,7 +40,7 @@ def score_in_context(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor
         x: [B, C, width].
         mask: [B, C] bool, true where there is a candidate.
     """
-    lengths = kernels.lengths(mask) if _for_kernels(layer, mlp, x) else None
+    lengths = calls.lengths_of(mask) if _for_kernels(layer, mlp, x) else None
     if lengths is not None:
         linear = [part for part in mlp if isinstance(part, nn.Linear)]
         weights = [tensor for part in (layer.out_proj, *linear) for tensor in (part.weight, part.bias)]
@@ -55,7 +56,7 @@ def score_in_context(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor
 def _for_kernels(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor) -> bool:
     """Whether nothing is asked that kernels do not do: dropout, deep perceptrons."""
     width = x.shape[-1]
-    if len(mlp) > 3 * MOST_LAYERS or not kernels.usable(x, width, width // layer.num_heads):
+    if len(mlp) > 3 * MOST_LAYERS or not calls.usable(x, width, width // layer.num_heads):
         return False
     dropped = [layer.dropout, *(part.p for part in mlp if isinstance(part, nn.Dropout))]
     return not (layer.training and any(dropped))

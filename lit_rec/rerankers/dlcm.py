@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_rec.kernels import layers as kernels
+from lit_rec.kernels import calls, recurrent
 from lit_rec.rerankers.features import whole
 
 
@@ -42,7 +42,14 @@ class DLCM(nn.Module):
         Returns:
             Logits [B, C]; those of padding mean nothing.
         """
-        states = kernels.states(self.gru, x)
+        norms = self.final_norm, self.state_norm
+        dropped = self.training and self.dropout.p > 0
+        lengths = None
+        if not dropped and calls.usable(x, self.gru.input_size, self.gru.hidden_size):
+            lengths = calls.lengths_of(mask)
+        if lengths is not None:
+            return recurrent.score_against_final(x, lengths, self.gru, norms, self.final, self.score)
+        states = recurrent.states(self.gru, x)
         final = states[:, -1]
         if not whole(mask):  # the final state is that of the last candidate, not of the padding behind it
             end = mask.sum(dim=1).clamp(min=1) - 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_rec.kernels import calls
 from lit_rec.kernels import layers as kernels
 from lit_rec.knowledge.adaptor import HybridExpertAdaptor
 
@@ -97,7 +98,7 @@ class ItemFeatures(nn.Module):
 
     def forward(self, items: Tensor) -> Tensor:
         """Embed items of any shape [...]: [..., width]."""
-        if kernels.usable(self.item.weight, self.dim):
+        if calls.usable(self.item.weight, self.dim):
             values = self.item.weight[:0] if self.attribute is None else self.attribute.weight
             return kernels.embed(items, self.item.weight, self.attributes, self.widths, values)
         parts = [self.item(items)]

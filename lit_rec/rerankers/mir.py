@@ -9,7 +9,7 @@ lists of any length and order.
 import torch
 from torch import Tensor, nn
 
-from lit_rec.kernels import layers as kernels
+from lit_rec.kernels import recurrent
 from lit_rec.rerankers.attention import self_attention
 from lit_rec.rerankers.features import perceptron
 
@@ -124,7 +124,7 @@ class MIR(nn.Module):
             Logits [B, C]; those of padding mean nothing.
         """
         context = self_attention(self.intra, x, mask)
-        past = torch.cat([history, kernels.states(self.gru, history)], dim=-1) * history_mask.unsqueeze(-1)
+        past = torch.cat([history, recurrent.states(self.gru, history)], dim=-1) * history_mask.unsqueeze(-1)
         candidates = torch.cat([x, context], dim=-1)
         v, q = self.set_to_list(candidates, mask, past, history_mask)
         mean = past.sum(dim=1) / history_mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lit_rec.data.lists import ListSet
 from lit_rec.data.sessions import SessionDataModule, batch_of
 from lit_rec.data.splits import Splits
-from lit_rec.kernels import layers as kernels
+from lit_rec.kernels import calls
 from lit_rec.knowledge.adaptor import Experts, HybridExpertAdaptor
 from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.prm import PRM
@@ -174,7 +174,7 @@ def train_peer(module: PerCandidate, loader: Any) -> float:
 
 def plain() -> AbstractContextManager[object]:
     """Torch's layers compute, not our kernels."""
-    return patch.object(kernels, "library", lambda: None)
+    return patch.object(calls, "library", lambda: None)
 
 
 def arithmetic(module: RerankerModule, batch: dict[str, Tensor]) -> float:

@@ -1,73 +1,22 @@
 """The kernels against torch's own layers in double precision, with vectors of every width."""
 
 import copy
-import shutil
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_rec.kernels import layers
-from lit_rec.kernels.library import library
+from lit_rec.kernels import calls, layers, recurrent
 from lit_rec.knowledge.adaptor import HybridExpertAdaptor
 from lit_rec.rerankers.attention import score_in_context
 from lit_rec.rerankers.dlcm import DLCM
 from lit_rec.rerankers.features import ItemFeatures, perceptron
 from lit_rec.rerankers.prm import PRM
+from tests.kernels.numbers import CLOSE, assert_alike, padded
 
-pytestmark = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
-CLOSE = 2e-5  # of single precision, relative to the largest number
+pytestmark = pytest.mark.usefixtures("_processor")
 OTHERS = [("specific.1", "gates.1"), ("specific.0", "gates.0")]  # what the other tower alone has
-LANES = {"AVX512": 16, "AVX2": 8, "DEFAULT": 4}
-
-
-@pytest.fixture(autouse=True, params=LANES)
-def _processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    own = torch.backends.cpu.get_cpu_capability()
-    if list(LANES).index(own if own in LANES else "DEFAULT") > list(LANES).index(request.param):
-        pytest.skip("this processor cannot do so")
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
-    library.cache_clear()
-    found = library()
-    assert found is not None
-    assert found.lanes() == LANES[request.param]
-    yield
-    library.cache_clear()
-
-
-def padded(lists: int, candidates: int) -> Tensor:
-    """A mask of lists of every length, those without a candidate too."""
-    lengths = torch.arange(lists) % (candidates + 1)
-    lengths[0] = candidates
-    return torch.arange(candidates) < lengths.unsqueeze(1)
-
-
-def assert_alike(found: list[Tensor], expected: list[Tensor]) -> None:
-    for ours, theirs in zip(found, expected, strict=True):
-        scale = max(1.0, theirs.detach().abs().max().item()) if theirs.numel() else 1.0
-        assert ours.shape == theirs.shape
-        assert ((ours.double() - theirs).abs() < CLOSE * scale).all()
-
-
-@pytest.mark.parametrize(
-    ("lists", "candidates", "width", "hidden"), [(1, 1, 16, 16), (37, 10, 64, 64), (13, 50, 96, 32), (256, 10, 192, 64)]
-)
-def test_states_and_gradients_are_those_of_a_gru(lists: int, candidates: int, width: int, hidden: int) -> None:
-    torch.manual_seed(0)
-    layer = nn.GRU(width, hidden, batch_first=True)
-    x = (3 * torch.randn(lists, candidates, width)).requires_grad_()
-    given = torch.randn(lists, candidates, hidden)
-    ours = layers.states(layer, x)
-    assert "_GRU" in type(ours.grad_fn).__name__
-    found = [ours, *torch.autograd.grad(ours, [x, *layer.parameters()], given)]
-    with torch.no_grad():
-        assert torch.equal(layers.states(layer, x), ours)
-
-    exact, x = layer.double(), x.detach().double().requires_grad_()
-    theirs = exact(x)[0]
-    assert_alike(found, [theirs, *torch.autograd.grad(theirs, [x, *exact.parameters()], given.double())])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +112,7 @@ def test_embeddings_and_gradients_are_those_of_embedding_bags(
 
     found = both()
     assert "_Embedding" in type(found[0].grad_fn).__name__
-    monkeypatch.setattr(layers, "library", lambda: None)
+    monkeypatch.setattr(calls, "library", lambda: None)
     for ours, theirs in zip(found, both(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -199,7 +148,7 @@ def test_what_is_not_a_number_stays_so() -> None:
     x = torch.randn(3, 4, 32)
     x[1, 2, 5] = torch.nan
     mask = torch.ones(3, 4, dtype=torch.bool)
-    states = layers.states(nn.GRU(32, 32, batch_first=True), x)
+    states = recurrent.states(nn.GRU(32, 32, batch_first=True), x)
     assert states.isnan().any(dim=2).tolist() == [[False] * 4, [False, False, True, True], [False] * 4]
     assert PRM(32)(x, mask).isnan().all(dim=1).tolist() == [False, True, False]
 
@@ -252,5 +201,5 @@ def test_what_kernels_do_not_do_torch_does(why: str, monkeypatch: pytest.MonkeyP
 
     found = scores()
     assert "_Context" not in type(found.grad_fn).__name__
-    monkeypatch.setattr(layers, "library", lambda: None)
+    monkeypatch.setattr(calls, "library", lambda: None)
     assert torch.equal(scores(), found)

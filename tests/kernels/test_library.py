@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_rec.kernels import layers, library
+from lit_rec.kernels import library, recurrent
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
 
@@ -59,7 +59,7 @@ def test_a_compiler_without_openmp_makes_kernels_too(tmp_path: Path, monkeypatch
     monkeypatch.setenv("CC", compilers(tmp_path, f'case "$*" in *-fopenmp*) exit 1;; esac; exec {real} "$@"'))
     assert library.library() is not None
     layer, x = nn.GRU(32, 16, batch_first=True), torch.randn(7, 3, 32)
-    torch.testing.assert_close(layers.states(layer, x), layer(x)[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(recurrent.states(layer, x), layer(x)[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["off", "failing", "nonsense"])
@@ -71,5 +71,5 @@ def test_without_them_torch_computes(how: str, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv("CC", compilers(tmp_path, script))
     assert library.library() is None
     layer, x = nn.GRU(32, 16, batch_first=True), torch.randn(7, 3, 32)
-    assert torch.equal(layers.states(layer, x), layer(x)[0])
+    assert torch.equal(recurrent.states(layer, x), layer(x)[0])
     assert not list(tmp_path.glob(".cache/lit_rec/kernels/*.??*.*"))  # nothing half-made

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_rec.errors import UserError
-from lit_rec.kernels import layers
+from lit_rec.kernels import calls
 from lit_rec.rerankers.module import ARCHITECTURES
 from lit_rec.rerankers.rewards import score_lists
 from lit_rec.rerankers.training import fit_reranker, load_reranker, save_reranker
@@ -51,12 +51,12 @@ def test_the_best_epoch_is_kept(world: Any) -> None:
 def test_kernels_take_training_the_same_course_as_torch(
     world: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if layers.library() is None:
+    if calls.library() is None:
         pytest.skip("no C compiler")
     # SetRank's own loss has a temperature of .03, by which rounding grows: torch's two precisions part there too.
     arguments = world.arguments() | {"architecture": architecture, "max_epochs": 3, "loss": "bce"}
     ours = fit_reranker(**arguments)
-    monkeypatch.setattr(layers, "library", lambda: None)
+    monkeypatch.setattr(calls, "library", lambda: None)
     theirs = fit_reranker(**arguments)
     for name in ("train/loss", "val/user/ndcg@5"):
         course, expected = ([epoch[name] for epoch in fitted.history] for fitted in (ours, theirs))
