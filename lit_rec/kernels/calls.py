@@ -33,8 +33,9 @@ def comes_back(*tensors: Tensor) -> bool:
 
 
 def chunk_of(candidates: int) -> int:
-    """Lists taken at a time: a multiple of five, since products take five rows at once."""
-    return max(5, ROWS // candidates // 5 * 5)
+    """Lists taken at a time: a multiple of the rows that products take at once."""
+    tall: int = needed().tall()
+    return max(tall, ROWS // candidates // tall * tall)
 
 
 def needed() -> ctypes.CDLL:

@@ -4,6 +4,7 @@
 #include "products.h"
 
 int lanes(void) { return LANES; }
+int tall(void) { return TALL; }
 
 typedef struct {
     size n, dim, columns, bags;   /* places, width of an embedding, columns of `values`, attributes */

@@ -3,7 +3,7 @@
    Here a matrix has a row per feature and a column per input, so that hidden widths need not be multiples of LANES. */
 #include "products.h"
 
-enum { INPUTS = 128 }; /* taken at a time */
+enum { INPUTS = 128 / (WIDE * LANES) * WIDE * LANES }; /* taken at a time */
 typedef struct {
     size count, row;                     /* experts; how far the rows of their first weights are apart */
     const float *w1, *b1, *w2, *b2;      /* [count, hidden, row], [count, hidden], [count, out, hidden], [count, out] */

@@ -39,6 +39,34 @@ def embed(items: Tensor, item_table: Tensor, values: Tensor, widths: Sequence[in
     return _Embedding.apply(items, values, widths, item_table, value_table)  # type: ignore[no-untyped-call]
 
 
+def pack(weight: Tensor) -> Tensor:
+    """The weights of a linear layer [out, width] as `dense` wants them; `usable` must have said so for out."""
+    weight, kernels = weight.contiguous(), needed()
+    packed = weight.new_empty(kernels.dense_packed(*weight.shape))
+    kernels.dense_pack(*weight.shape, *addresses(weight, packed))
+    return packed
+
+
+def dense(x: Tensor, packed: Tensor, bias: Tensor | None, out: int, gelu: bool) -> Tensor:
+    """A linear layer, with GELU behind it where it is wanted; no gradient comes back.
+
+    Args:
+        x: [..., width] float32.
+        packed: See `pack`.
+        bias: [out], contiguous.
+        out: Width of what comes out.
+        gelu: The exact one, not its approximation by tanh.
+
+    Returns:
+        [..., out].
+    """
+    x = x.contiguous()
+    y, at_bias = x.new_empty(*x.shape[:-1], out), 0 if bias is None else bias.data_ptr()
+    sizes = x.numel() // x.shape[-1], out, x.shape[-1], torch.get_num_threads()
+    needed().dense(*sizes, *addresses(x, packed), at_bias, gelu, *addresses(y))
+    return y
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
     """Every query reads the keys of its text, all of them; no gradient comes back.
 

@@ -16,6 +16,7 @@ import torch
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-shared", "-fPIC")
 PROCESSOR = {"AVX512": ("-march=x86-64-v4",), "AVX2": ("-march=x86-64-v3",)}  # as torch calls what it has
+AMD = "AuthenticAMD"
 MOST_LAYERS = 16
 SIZE, COUNT, NUMBERS = ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p
 
@@ -81,6 +82,16 @@ class Experts(ctypes.Structure):
 
 
 @functools.cache
+def maker() -> str:
+    """Who made the processor, as it calls itself; "" where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+@functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where no compiler makes them, or the environment says LIT_REC_KERNELS=0."""
     names = [os.environ.get("CC", "cc"), "gcc", "clang"]
@@ -133,6 +144,10 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     layers, named, experts, dlcm = map(ctypes.POINTER, (Layers, Named, Experts, Dlcm))
     for name, result, arguments in (
         ("lanes", COUNT, []),
+        ("tall", COUNT, []),
+        ("dense_packed", SIZE, [SIZE] * 2),
+        ("dense_pack", None, [SIZE] * 2 + [NUMBERS] * 2),
+        ("dense", None, [SIZE] * 3 + [COUNT] + [NUMBERS] * 3 + [COUNT, NUMBERS]),
         ("embed_forward", COUNT, [named, COUNT] + [NUMBERS] * 3),
         ("embed_backward", None, [named, COUNT] + [NUMBERS] * 3),
         ("attention_scratch", SIZE, [SIZE] * 2),

@@ -4,14 +4,16 @@
 
 #include <string.h>
 
+/* Numbers in a vector; and how many rows by how many vectors of a product a processor has the registers to sum at once.
+   Four by three rather than five by two: more of the instructions multiply, and where another program computes on the
+   same core's other thread, instructions are what runs short. */
 #if defined(__AVX512F__)
-enum { LANES = 16, WIDE = 4 };
+enum { LANES = 16, TALL = 5, WIDE = 4 };
 #elif defined(__AVX__)
-enum { LANES = 8, WIDE = 2 };
+enum { LANES = 8, TALL = 4, WIDE = 3 };
 #else
-enum { LANES = 4, WIDE = 4 };
+enum { LANES = 4, TALL = 4, WIDE = 3 };
 #endif
-enum { TALL = 5 };
 typedef ptrdiff_t size;
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -47,13 +49,13 @@ static inline vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
 static inline vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f / (1.0f + exponential(x + x)); }
 
 /* c[rows, vectors * LANES] = first + a b, its sums in registers; a's elements lie a_row and a_step apart. */
-#define BLOCK(name, rows, vectors)                                                                                     \
-    static void name(size k, const float *a, size a_row, size a_step, const float *b, size b_row, const float *first,  \
-                     size first_row, float *c, size c_row, int cut) {                                                  \
+#define BLOCK(rows, vectors)                                                                                           \
+    static void block_##rows##_##vectors(size k, const float *a, size a_row, size a_step, const float *b, size b_row,  \
+                                         const float *first, size first_row, float *c, size c_row, int cut) {          \
         vec sum[rows][vectors], right[vectors];                                                                        \
         for (int i = 0; i < rows; i++)                                                                                 \
             for (int j = 0; j < vectors; j++) sum[i][j] = first ? load(first + i * first_row + j * LANES) : all(0);    \
-        for (size step = 0; step < k; step++) {                                                                        \
+        _Pragma("GCC unroll 2") for (size step = 0; step < k; step++) {                                                \
             for (int j = 0; j < vectors; j++) right[j] = load(b + step * b_row + j * LANES);                           \
             for (int i = 0; i < rows; i++)                                                                             \
                 for (int j = 0; j < vectors; j++) sum[i][j] += a[i * a_row + step * a_step] * right[j];                \
@@ -62,22 +64,38 @@ static inline vec hyperbolic_tangent(vec x) { return 1.0f - 2.0f / (1.0f + expon
             for (int j = 0; j < vectors; j++)                                                                          \
                 store(c + i * c_row + j * LANES, cut ? where(sum[i][j] < all(0), all(0), sum[i][j]) : sum[i][j]);      \
     }
-BLOCK(tall_and_wide, TALL, WIDE)
-BLOCK(tall, TALL, 1)
-BLOCK(wide, 1, WIDE)
-BLOCK(single, 1, 1)
+#define BLOCKS(rows) BLOCK(rows, 1) BLOCK(rows, 2) BLOCK(rows, 3)
+BLOCKS(1)
+BLOCKS(2)
+BLOCKS(3)
+BLOCKS(4)
+typedef void Block(size, const float *, size, size, const float *, size, const float *, size, float *, size, int);
+#define NAMES(rows) block_##rows##_1, block_##rows##_2, block_##rows##_3
+#if defined(__AVX512F__)
+BLOCKS(5)
+BLOCK(1, 4)
+BLOCK(2, 4)
+BLOCK(3, 4)
+BLOCK(4, 4)
+BLOCK(5, 4)
+static Block *const blocks[TALL][WIDE] = {
+    {NAMES(1), block_1_4}, {NAMES(2), block_2_4}, {NAMES(3), block_3_4}, {NAMES(4), block_4_4}, {NAMES(5), block_5_4}};
+#else
+static Block *const blocks[TALL][WIDE] = {{NAMES(1)}, {NAMES(2)}, {NAMES(3)}, {NAMES(4)}};
+#endif
 
 /* c[m, n] = first + a[m, k] b[k, n], and no less than zero where it is cut. first: nothing, or rows as far apart as
    told, for one row of all 0. */
 static inline void product(size m, size n, size k, const float *a, size a_row, size a_step, const float *b, size b_row,
                     const float *first, size first_row, float *c, size c_row, int cut) {
     for (size j = 0, vectors; j < n; j += vectors * LANES) {
-        vectors = n - j < WIDE * LANES ? 1 : WIDE;
+        const size left = (n - j) / LANES;
+        vectors = left == WIDE + 1 ? WIDE - 1 : least(left, WIDE); /* a single one is slow */
         for (size i = 0, rows; i < m; i += rows) {
-            rows = m - i < TALL ? 1 : TALL;
-            (rows == 1 ? vectors == 1 ? single : wide : vectors == 1 ? tall : tall_and_wide)(
-                k, a + i * a_row, a_row, a_step, b + j, b_row, first ? first + i * first_row + j : 0, first_row,
-                c + i * c_row + j, c_row, cut);
+            rows = least(TALL, m - i);
+            blocks[rows - 1][vectors - 1](k, a + i * a_row, a_row, a_step, b + j, b_row,
+                                          first ? first + i * first_row + j : 0, first_row, c + i * c_row + j, c_row,
+                                          cut);
         }
     }
 }

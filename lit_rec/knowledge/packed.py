@@ -1,4 +1,4 @@
-"""A frozen encoder on a CPU: linear layers as its matrix unit wants them, attention by a kernel of our own."""
+"""A frozen encoder on a CPU: linear layers as its units want them, attention by a kernel of our own."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lit_rec.kernels import calls
 from lit_rec.kernels import layers as kernels
+from lit_rec.kernels.library import AMD, maker
 from lit_rec.llm.loading import native_bf16
 
 NAME = "lit_rec_texts"
@@ -19,7 +20,7 @@ ROWS = 2000  # for which oneDNN chooses the layout; it computes other numbers of
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie in oneDNN's blocks already, with the GELU behind it where there is one.
+    """A linear layer in bfloat16 whose weights lie in oneDNN's blocks already, with a GELU behind it if there is one.
 
     `nn.Linear` has them rearranged at every call, which takes an eighth of an encoder's time. The operators are those
     that `torch.compile` puts in the place of a frozen linear layer.
@@ -34,6 +35,33 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to [..., out]."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.then, [], self.exactly)
+
+
+class DenseLinear(nn.Module):
+    """A linear layer in float32 by a kernel of our own, with a GELU behind it if there is one.
+
+    For AMD's processors: torch's library, MKL, is Intel's, and the kernel took a quarter to a third less time on them.
+    """
+
+    def __init__(self, linear: nn.Linear, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight, self.out, self.width = kernels.pack(linear.weight.detach()), *linear.weight.shape
+        self.bias = None if linear.bias is None else linear.bias.detach().contiguous()
+        self.gelu = gelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., width] to [..., out]."""
+        if x.dtype != self.weight.dtype or x.shape[-1] != self.width:
+            raise ValueError(f"this layer reads [..., {self.width}] of {self.weight.dtype}, not {x.shape} of {x.dtype}")
+        return kernels.dense(x, self.weight, self.bias, self.out, self.gelu)
+
+
+def packed(linear: nn.Linear) -> type[PackedLinear] | type[DenseLinear] | None:
+    """What is faster than a frozen linear layer, if anything is."""
+    weight = linear.weight
+    if weight.dtype is torch.bfloat16 and weight.is_cpu and native_bf16("cpu"):
+        return PackedLinear
+    return DenseLinear if calls.usable(weight, linear.out_features) and maker() == AMD else None
 
 
 def attention(
@@ -85,13 +113,12 @@ def pack(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _pack_linear(model: nn.Module) -> None:
-    """In bfloat16 alone; in float32 there is nothing to rearrange."""
     for name, child in model.named_children():
         if type(child) is not nn.Linear:
             _pack_linear(child)
-        elif child.weight.dtype is torch.bfloat16 and child.weight.is_cpu and native_bf16("cpu"):
+        elif kind := packed(child):
             behind = getattr(model, "intermediate_act_fn", None) if name == "dense" else None  # as BERT names them
             gelu = getattr(behind, "act", None) is F.gelu
-            setattr(model, name, PackedLinear(child, gelu))
+            setattr(model, name, kind(child, gelu))
             if gelu:
                 model.intermediate_act_fn = nn.Identity()

@@ -48,6 +48,28 @@ def test_logits_and_gradients_are_those_of_attention_and_perceptron(
     assert_alike(found, [theirs, *expected])
 
 
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "width", "out", "bias"),
+    [(1, 1, 16, True), (7, 300, 48, False), (129, 33, 80, True), (333, 600, 112, True)],
+)
+def test_a_packed_linear_layer_gives_what_torch_gives(rows: int, width: int, out: int, bias: bool, gelu: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(width, out, bias=bias), 5 * torch.randn(rows, 1, width)
+    x[0, 0, 0] = 1e4
+    found = layers.dense(x, layers.pack(layer.weight.detach()), layer.bias, out, gelu)
+    exact = layer.double()(x.double())
+    assert_alike([found], [F.gelu(exact) if gelu else exact])
+
+
+def test_gelu_holds_at_its_ends() -> None:
+    at = torch.tensor([-torch.inf, -90.0, -6.0, -1e-6, 0.0, 1e-6, 6.0, 90.0, torch.nan]).unsqueeze(1)
+    weight = torch.ones(16, 1)
+    found = layers.dense(at, layers.pack(weight), None, 16, True)[:, 0]
+    torch.testing.assert_close(found[1:-1], F.gelu(at[1:-1, 0]), rtol=1e-4, atol=1e-6)
+    assert found[-1].isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("texts", "heads", "tokens", "width"), [(1, 1, 1, 16), (3, 2, 64, 32), (5, 3, 150, 20)])
 def test_texts_are_read_as_torch_reads_them(

@@ -8,7 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lit_rec.kernels import layers as kernels
 from lit_rec.kernels.library import library
-from lit_rec.knowledge.packed import NAME, attention, pack
+from lit_rec.knowledge.packed import NAME, DenseLinear, attention, pack
 
 TEXTS, HEADS, TOKENS, WIDTH = 3, 2, 9, 16
 LENGTHS = torch.tensor([9, 4, 1])
@@ -76,6 +76,32 @@ def test_a_packed_encoder_attends_by_the_kernel(monkeypatch: pytest.MonkeyPatch)
         found = model(**asked).last_hidden_state
     assert len(calls) == (library() is not None)  # one layer
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("maker", ["AuthenticAMD", "GenuineIntel"])
+def test_a_packed_encoder_gives_the_same_whoever_made_the_processor(
+    maker: str, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("lit_rec.knowledge.packed.maker", lambda: maker)
+    model = BertModel(BertConfig(**SMALL, intermediate_size=48, hidden_act=act)).eval()
+    asked = {"input_ids": torch.randint(0, 11, (TEXTS, TOKENS)), "attention_mask": PADDED[:, 0, 0].long()}
+    with torch.inference_mode():
+        expected = model(**asked).last_hidden_state
+        found = pack(model)(**asked).last_hidden_state
+    ours = any(isinstance(part, DenseLinear) for part in model.modules())
+    assert ours == (maker == "AuthenticAMD" and library() is not None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dense_layer_refuses_what_it_cannot_read() -> None:
+    if library() is None:
+        pytest.skip("no kernels")
+    layer = DenseLinear(nn.Linear(8, 16))
+    for x in (torch.ones(2, 9), torch.ones(2, 8, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="this layer reads"):
+            layer(x)
 
 
 def test_a_model_that_attends_in_its_own_way_is_left_as_it_is() -> None:
