@@ -7,6 +7,7 @@ import time
 
 PROBE = 0.04  # seconds; the slices in which a scheduler shares a core out are a tenth of that
 ENOUGH = 0.8  # of a core: less, and something else is at work on it
+LOOKS = 3  # before that is believed: what is over a moment later would else decide for hours
 
 
 def usable() -> int:
@@ -19,6 +20,10 @@ def free(count: int) -> bool:
 
     Load averages say what was a minute ago, and inside a container they are another machine's.
     """
+    return any(_free_now(count) for _ in range(LOOKS))
+
+
+def _free_now(count: int) -> bool:
     got: list[float] = []
     start = threading.Barrier(count)
     threads = [threading.Thread(target=_work, args=(start, got)) for _ in range(count)]

@@ -35,6 +35,14 @@ def test_threads_that_get_all_the_time_there_is_are_free(monkeypatch: pytest.Mon
     assert cores.free(2)
 
 
+@pytest.mark.parametrize("looks", range(1, cores.LOOKS + 2))
+def test_who_is_gone_a_moment_later_does_not_count(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(cores, "_free_now", lambda count: asked.append(count) or len(asked) == looks)
+    assert cores.free(2) == (looks <= cores.LOOKS)
+    assert len(asked) == min(looks, cores.LOOKS)
+
+
 @pytest.mark.parametrize("free", [True, False])
 def test_threads_sleep_where_another_process_is_at_work(
     free: bool, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -84,6 +84,8 @@ def main() -> int:
     clock = "processor" if given.processor_time else "wall"
     prepare(None)  # as the command line does, for the peers as well
     console = Console(width=None if sys.stdout.isatty() else 180)
+    waits = {"passive": "sleep", "active": "spin"}.get(os.environ.get("OMP_WAIT_POLICY", "active").lower(), "wait")
+    console.print(f"threads {waits} while they wait for each other", highlight=False)
     if WITH_LLM & set(given.names or NAMES):
         fetch_llm(console)
     rows, failed = [], []
