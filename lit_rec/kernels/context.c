@@ -134,83 +134,156 @@ static void attend_back(size c, const Layers *s, const float *qkv, const float *
         product(c, head, c, d_weights, P, 1, q, far, 0, 0, dk, far, 0);
     }
 }
+/* A chunk of n lists: x [n, C, D], logits [n, C]; turned [D, padded C] is for its own use. */
+static void chunk_forward(size n, const Layers *s, const Ready *w, const float *x, const int *lengths, Kept here,
+                          float *logits, float *turned) {
+    const size C = s->C, D = s->D, m = n * C, last = room(s, s->layers);
+    linear(m, 3 * D, D, x, w->in, s->b_in, here.qkv, 0);
+    for (size i = 0; i < n; i++) {
+        float *both = here.layer[0] + i * C * 2 * D;
+        attend(lengths[i], s, here.qkv + i * C * 3 * D, here.weights + i * s->heads * C * padded(C), both, 2 * D,
+               turned);
+        for (size j = 0; j < C; j++) {
+            if (j >= lengths[i]) memset(both + j * 2 * D, 0, D * sizeof(float));
+            memcpy(both + j * 2 * D + D, x + (i * C + j) * D, D * sizeof(float));
+        }
+    }
+    for (size l = 0; l < s->layers; l++)
+        linear(m, room(s, l + 1), room(s, l), here.layer[l], w->turned[l], w->b[l], here.layer[l + 1], 1);
+    for (size i = 0; i < m; i++) {
+        vec sum = all(0);
+        for (size j = 0; j < last; j += LANES)
+            sum += load(here.layer[s->layers] + i * last + j) * load(w->out + j);
+        logits[i] = total(sum) + *s->biases[s->layers];
+    }
+}
+/* From d_logits [n, C] to dx [n, C, D] and, added to them, a thread's sums. */
+static void chunk_back(size n, const Layers *s, const Ready *w, const float *x, const int *lengths,
+                       const float *d_logits, Kept here, float *dx, float *sums, float *turned) {
+    const size C = s->C, D = s->D, m = n * C, last = room(s, s->layers);
+    float *d_weights = turned + D * padded(C), *db_in = sums + 3 * D * D, *sum = db_in + 3 * D, *dw[MOST_LAYERS];
+    Kept d = context_places(n, s, d_weights + C * padded(C));
+    for (size l = 0; l < s->layers; sum += room(s, l + 1) * (room(s, l) + 1), l++) dw[l] = sum;
+    for (size i = 0; i < m; i++) {
+        const float given = d_logits[i], *out = here.layer[s->layers] + i * last;
+        for (size j = 0; j < last; j += LANES) {
+            store(sum + j, load(sum + j) + given * load(out + j));
+            store(d.layer[s->layers] + i * last + j, given * load(w->out + j));
+        }
+        sum[last] += given;
+    }
+    for (size l = s->layers - 1; l >= 0; l--) {
+        size to = room(s, l + 1), from = room(s, l);
+        float *dy = d.layer[l + 1], *out = here.layer[l + 1];
+        for (size j = 0; j < m * to; j += LANES)
+            store(dy + j, where(load(out + j) <= all(0), all(0), load(dy + j)));
+        linear_back(m, to, from, dy, here.layer[l], dw[l], dw[l] + to * from);
+        product(m, from, to, dy, to, 1, w->w[l], from, 0, 0, d.layer[l], from, 0);
+    }
+    memset(d.qkv, 0, m * 3 * D * sizeof(float));
+    for (size i = 0; i < n; i++) {
+        const float *both = d.layer[0] + i * C * 2 * D;
+        for (size j = 0; j < C; j++) memcpy(dx + (i * C + j) * D, both + j * 2 * D + D, D * sizeof(float));
+        attend_back(lengths[i], s, here.qkv + i * C * 3 * D, here.weights + i * s->heads * C * padded(C), both, 2 * D,
+                    d.qkv + i * C * 3 * D, d_weights, turned);
+    }
+    linear_back(m, 3 * D, D, d.qkv, x, sums, db_in);
+    product(m, D, 3 * D, d.qkv, 3 * D, 1, s->w_in, D, dx, D, dx, D, 0);
+}
+
 /* x [B, C, D]; lengths [B]: a list's candidates, before its padding; logits [B, C]. ready: made here, and wanted on the
    way back. keep and kept as for the GRU. */
 void context_forward(const Layers *s, size B, size chunk, int threads, const float *x, const int *lengths, float *ready,
                      float *logits, int keep, float *kept, float *scratch) {
-    const size C = s->C, D = s->D, last = room(s, s->layers);
+    const size C = s->C;
     const Ready w = make_ready(s, ready);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int thread = 0; thread < threads; thread++)
         for (size at = B * thread / threads, end = B * (thread + 1) / threads; at < end; at += chunk) {
-            size n = least(chunk, end - at), m = n * C;
+            size n = least(chunk, end - at);
             Kept here = context_places(n, s, kept + (keep ? at : thread * chunk) * context_kept(s));
-            float *turned = scratch + thread * context_scratch(chunk, s);
-            linear(m, 3 * D, D, x + at * C * D, w.in, s->b_in, here.qkv, 0);
-            for (size i = 0; i < n; i++) {
-                float *both = here.layer[0] + i * C * 2 * D;
-                attend(lengths[at + i], s, here.qkv + i * C * 3 * D, here.weights + i * s->heads * C * padded(C), both,
-                       2 * D, turned);
-                for (size j = 0; j < C; j++) {
-                    if (j >= lengths[at + i]) memset(both + j * 2 * D, 0, D * sizeof(float));
-                    memcpy(both + j * 2 * D + D, x + ((at + i) * C + j) * D, D * sizeof(float));
-                }
-            }
-            for (size l = 0; l < s->layers; l++)
-                linear(m, room(s, l + 1), room(s, l), here.layer[l], w.turned[l], w.b[l], here.layer[l + 1], 1);
-            for (size i = 0; i < m; i++) {
-                vec sum = all(0);
-                for (size j = 0; j < last; j += LANES)
-                    sum += load(here.layer[s->layers] + i * last + j) * load(w.out + j);
-                logits[at * C + i] = total(sum) + *s->biases[s->layers];
-            }
+            chunk_forward(n, s, &w, x + at * C * s->D, lengths + at, here, logits + at * C,
+                          scratch + thread * context_scratch(chunk, s));
         }
 }
 /* grads: of all weights, in the order of `Layers`; dx [B, C, D]. */
 void context_backward(const Layers *s, size B, size chunk, int threads, const float *x, const int *lengths,
                       float *ready, const float *d_logits, float *dx, float *grads, float *sums, float *kept,
                       float *scratch) {
-    const size C = s->C, D = s->D, last = room(s, s->layers);
+    const size C = s->C, D = s->D;
     Ready w;
     ready_places(s, ready, &w);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int thread = 0; thread < threads; thread++) {
-        float *dw_in = sums + thread * context_sums(s), *db_in = dw_in + 3 * D * D, *sum = db_in + 3 * D;
-        float *turned = scratch + thread * context_scratch(chunk, s), *d_weights = turned + D * padded(C);
-        float *dw[MOST_LAYERS];
-        for (size l = 0; l < s->layers; sum += room(s, l + 1) * (room(s, l) + 1), l++) dw[l] = sum;
+    for (int thread = 0; thread < threads; thread++)
         for (size at = B * thread / threads, end = B * (thread + 1) / threads; at < end; at += chunk) {
-            size n = least(chunk, end - at), m = n * C;
-            Kept here = context_places(n, s, kept + at * context_kept(s));
-            Kept d = context_places(n, s, d_weights + C * padded(C));
-            for (size i = 0; i < m; i++) {
-                const float given = d_logits[at * C + i], *out = here.layer[s->layers] + i * last;
-                for (size j = 0; j < last; j += LANES) {
-                    store(sum + j, load(sum + j) + given * load(out + j));
-                    store(d.layer[s->layers] + i * last + j, given * load(w.out + j));
-                }
-                sum[last] += given;
-            }
-            for (size l = s->layers - 1; l >= 0; l--) {
-                size to = room(s, l + 1), from = room(s, l);
-                float *dy = d.layer[l + 1], *out = here.layer[l + 1];
-                for (size j = 0; j < m * to; j += LANES)
-                    store(dy + j, where(load(out + j) <= all(0), all(0), load(dy + j)));
-                linear_back(m, to, from, dy, here.layer[l], dw[l], dw[l] + to * from);
-                product(m, from, to, dy, to, 1, w.w[l], from, 0, 0, d.layer[l], from, 0);
-            }
-            memset(d.qkv, 0, m * 3 * D * sizeof(float));
-            for (size i = 0; i < n; i++) {
-                const float *both = d.layer[0] + i * C * 2 * D;
-                for (size j = 0; j < C; j++)
-                    memcpy(dx + ((at + i) * C + j) * D, both + j * 2 * D + D, D * sizeof(float));
-                attend_back(lengths[at + i], s, here.qkv + i * C * 3 * D, here.weights + i * s->heads * C * padded(C),
-                            both, 2 * D, d.qkv + i * C * 3 * D, d_weights, turned);
-            }
-            linear_back(m, 3 * D, D, d.qkv, x + at * C * D, dw_in, db_in);
-            product(m, D, 3 * D, d.qkv, 3 * D, 1, s->w_in, D, dx + at * C * D, D, dx + at * C * D, D, 0);
+            size n = least(chunk, end - at);
+            chunk_back(n, s, &w, x + at * C * D, lengths + at, d_logits + at * C,
+                       context_places(n, s, kept + at * context_kept(s)), dx + at * C * D,
+                       sums + thread * context_sums(s), scratch + thread * context_scratch(chunk, s));
         }
-    }
     gather(threads, context_sums(s), sums);
     hand_back(s, &w, sums, grads);
+}
+
+/* log(1 + u) for u from 0 to 1: Cephes' logf, of half of it where it is beyond the root of 2. */
+static vec log_of_one_and(vec u) {
+    const ivec far = u > all(0.41421356f);
+    const vec f = where(far, 0.5f * u - 0.5f, u), z = f * f;
+    vec p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    return f + (p * f * z - 0.5f * z) + where(far, all(0.69314718f), all(0));
+}
+/* Binary cross-entropy of lists, summed over their candidates, and in the place of the logits [n, C] its gradient, over
+   `count`. Labels above 1 count as 1; padding has no part. */
+static double cross_entropy(size n, size C, const int *lengths, const float *labels, float count, float *logits) {
+    double sum = 0;
+    for (size i = 0; i < n; i++, logits += C, labels += C) {
+        for (size j = 0; j < C; j += LANES) {
+            const size width = least(LANES, C - j), real = lengths[i] - j;
+            float x[LANES] = {0}, y[LANES] = {0}, chosen[LANES] = {0};
+            memcpy(x, logits + j, width * sizeof(float)), memcpy(y, labels + j, width * sizeof(float));
+            for (size l = 0; l < least(width, real); l++) chosen[l] = 1;
+            const vec logit = load(x), label = where(load(y) > all(1), all(1), load(y));
+            const vec u = exponential(where(logit < all(0), logit, -logit)), p = where(logit < all(0), u, all(1));
+            const vec loss = (1.0f - label) * logit + where(logit < all(0), -logit, all(0)) + log_of_one_and(u);
+            sum += total(where(load(chosen) > all(0), loss, all(0)));
+            store(x, where(load(chosen) > all(0), (p / (1.0f + u) - label) / count, all(0)));
+            memcpy(logits + j, x, width * sizeof(float));
+        }
+    }
+    return sum;
+}
+/* There and back in one, while what a chunk is made into lies in the cache: the mean binary cross-entropy over all
+   candidates, its gradients as above. labels [B, C]; kept: of a chunk per thread. */
+float context_bce(const Layers *s, size B, size chunk, int threads, const float *x, const int *lengths,
+                  const float *labels, float *ready, float *dx, float *grads, float *sums, float *kept,
+                  float *scratch) {
+    const size C = s->C, D = s->D;
+    const Ready w = make_ready(s, ready);
+    size count = 0;
+    double loss = 0, losses[threads];
+    for (size i = 0; i < B; i++) count += lengths[i];
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int thread = 0; thread < threads; thread++) {
+        losses[thread] = 0;
+        for (size at = B * thread / threads, end = B * (thread + 1) / threads; at < end; at += chunk) {
+            size n = least(chunk, end - at);
+            Kept here = context_places(n, s, kept + thread * chunk * context_kept(s));
+            float logits[n * C], *turned = scratch + thread * context_scratch(chunk, s);
+            chunk_forward(n, s, &w, x + at * C * D, lengths + at, here, logits, turned);
+            losses[thread] += cross_entropy(n, C, lengths + at, labels + at * C, count, logits);
+            chunk_back(n, s, &w, x + at * C * D, lengths + at, logits, here, dx + at * C * D,
+                       sums + thread * context_sums(s), turned);
+        }
+    }
+    for (int thread = 0; thread < threads; thread++) loss += losses[thread]; /* in their order, whoever is done first */
+    gather(threads, context_sums(s), sums);
+    hand_back(s, &w, sums, grads);
+    return loss / count;
 }

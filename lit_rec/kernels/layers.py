@@ -125,6 +125,21 @@ def score_in_context(x: Tensor, lengths: Tensor, heads: int, *weights: Tensor) -
     return _Context.apply(comes_back(x, *weights), heads, lengths, x, *weights)  # type: ignore[no-untyped-call]
 
 
+def bce_in_context(x: Tensor, lengths: Tensor, labels: Tensor, heads: int, *weights: Tensor) -> Tensor:
+    """The mean binary cross-entropy of what `score_in_context` gives, whose gradients are made on the way.
+
+    So nothing is kept of a batch but those: a step of PRM waits less for memory.
+
+    Args:
+        x: As for `score_in_context`, and so are lengths, heads and weights.
+        lengths: See x.
+        labels: [B, C] float32; above 1 they count as 1.
+        heads: See x.
+        *weights: See x.
+    """
+    return _ContextLoss.apply(heads, lengths, labels, x, *weights)  # type: ignore[no-untyped-call]
+
+
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, items: Tensor, values: Tensor, widths: Sequence[int], *tables: Tensor) -> Tensor:
@@ -222,6 +237,34 @@ class _Context(torch.autograd.Function):
             layers, *ctx.sizes, *addresses(x, lengths, ready, d_logits, dx, grads, sums, kept, scratch)
         )
         return None, None, None, dx, *parts_of(grads, weights)
+
+
+class _ContextLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, heads: int, lengths: Tensor, labels: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+        x, labels, weights = x.contiguous(), labels.contiguous(), tuple(weight.contiguous() for weight in weights)
+        kernels, threads, (lists, candidates, _) = needed(), torch.get_num_threads(), x.shape
+        layers, chunk = _layers(heads, x, weights), chunk_of(candidates)
+        dx, grads, ready = (
+            torch.empty_like(x),
+            x.new_empty(numbers_in(weights)),
+            x.new_empty(kernels.context_ready(layers)),
+        )
+        sums = x.new_zeros(threads, kernels.context_sums(layers))
+        kept = x.new_empty(threads * chunk * kernels.context_kept(layers))
+        scratch = x.new_empty(threads * kernels.context_scratch(chunk, layers))
+        numbers = addresses(x, lengths, labels, ready, dx, grads, sums, kept, scratch)
+        loss = kernels.context_bce(layers, lists, chunk, threads, *numbers)
+        ctx.shapes = [weight.shape for weight in weights]
+        ctx.save_for_backward(dx, grads)
+        return x.new_full((), loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+        dx, grads = (saved * d_loss for saved in ctx.saved_tensors)
+        parts = grads.split([shape.numel() for shape in ctx.shapes])
+        return None, None, None, dx, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
 
 
 def _layers(heads: int, x: Tensor, weights: Sequence[Tensor]) -> Layers:

@@ -173,6 +173,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
         ("context_sums", SIZE, [layers]),
         ("context_forward", None, [layers] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 4 + [COUNT] + [NUMBERS] * 2),
         ("context_backward", None, [layers] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 9),
+        ("context_bce", ctypes.c_float, [layers] + [SIZE] * 2 + [COUNT] + [NUMBERS] * 9),
     ):
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments

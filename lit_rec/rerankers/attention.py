@@ -8,6 +8,7 @@ from lit_rec.kernels import calls
 from lit_rec.kernels import layers as kernels
 from lit_rec.kernels.library import MOST_LAYERS
 from lit_rec.rerankers.features import whole
+from lit_rec.rerankers.losses import bce
 
 
 def self_attention(layer: nn.MultiheadAttention, x: Tensor, mask: Tensor) -> Tensor:
@@ -42,15 +43,37 @@ def score_in_context(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor
     """
     lengths = calls.lengths_of(mask) if _for_kernels(layer, mlp, x) else None
     if lengths is not None:
-        linear = [part for part in mlp if isinstance(part, nn.Linear)]
-        weights = [tensor for part in (layer.out_proj, *linear) for tensor in (part.weight, part.bias)]
-        return kernels.score_in_context(x, lengths, layer.num_heads, layer.in_proj_weight, layer.in_proj_bias, *weights)
+        return kernels.score_in_context(x, lengths, layer.num_heads, *_weights(layer, mlp))
     of_context, of_x = mlp[0].weight.chunk(2, dim=1)  # type: ignore[operator]
     of_read = of_context @ layer.out_proj.weight
     bias = F.linear(layer.out_proj.bias, of_context, mlp[0].bias)  # type: ignore[arg-type]
     read = _attended(layer, x, mask).flatten(0, 1)
     outputs = F.linear(x.flatten(0, 1), of_x, bias).addmm_(read, of_read.t())
     return mlp[1:](outputs).view(mask.shape)
+
+
+def bce_in_context(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """`bce` of what `score_in_context` gives: the same loss and gradients in one pass, where there are kernels.
+
+    Args:
+        layer: As for `score_in_context`, and so are mlp, x and mask.
+        mlp: See layer.
+        x: See layer.
+        mask: See layer.
+        labels: [B, C].
+    """
+    learns = torch.is_grad_enabled() and labels.dtype == x.dtype
+    lengths = calls.lengths_of(mask) if learns and _for_kernels(layer, mlp, x) else None
+    if lengths is None:
+        return bce(score_in_context(layer, mlp, x, mask), labels, mask)
+    return kernels.bce_in_context(x, lengths, labels, layer.num_heads, *_weights(layer, mlp))
+
+
+def _weights(layer: nn.MultiheadAttention, mlp: nn.Sequential) -> list[Tensor]:
+    """Those of both, in the kernels' order."""
+    linear = [part for part in mlp if isinstance(part, nn.Linear)]
+    read = [tensor for part in (layer.out_proj, *linear) for tensor in (part.weight, part.bias)]
+    return [layer.in_proj_weight, layer.in_proj_bias, *read]
 
 
 def _for_kernels(layer: nn.MultiheadAttention, mlp: nn.Sequential, x: Tensor) -> bool:

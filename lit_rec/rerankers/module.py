@@ -165,9 +165,19 @@ class RerankerModule(L.LightningModule):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Score the lists of a batch: logits [B, C]; those of padding mean nothing."""
-        users = self.knowledge.adapt_rows(USER, batch["user"])
-        items = self.knowledge.adapt_rows(ITEM, batch["items"])
-        return self.score(batch["items"], users, items, batch.get("history_items"), batch.get("history_ratings"))
+        known = self._known(batch)
+        return self.score(batch["items"], *known, batch.get("history_items"), batch.get("history_ratings"))
+
+    def _known(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Adapted knowledge of users [B, w] and items [B, C, w]."""
+        return self.knowledge.adapt_rows(USER, batch["user"]), self.knowledge.adapt_rows(ITEM, batch["items"])
+
+    def _vectors(self, items: Tensor, user_knowledge: Tensor, item_knowledge: Tensor) -> Tensor:
+        """What a candidate is to the ranker, [B, C, width]."""
+        users = user_knowledge.unsqueeze(1).expand(-1, items.shape[1], -1)
+        own = self.features(items)  # a side without knowledge has no columns, and no precision of its own
+        sides = [side.to(own) for side in (users, item_knowledge) if side.shape[-1]]
+        return torch.cat([own, *sides], dim=-1) if sides else own
 
     def score(
         self,
@@ -189,11 +199,7 @@ class RerankerModule(L.LightningModule):
         Returns:
             Logits [B, C].
         """
-        mask = items > 0
-        users = user_knowledge.unsqueeze(1).expand(-1, items.shape[1], -1)
-        own = self.features(items)  # a side without knowledge has no columns, and no precision of its own
-        sides = [side.to(own) for side in (users, item_knowledge) if side.shape[-1]]
-        x = torch.cat([own, *sides], dim=-1) if sides else own
+        x, mask = self._vectors(items, user_knowledge, item_knowledge), items > 0
         if not self.uses_history:
             return self.ranker(x, mask)
         if history_items is None or history_ratings is None:
@@ -202,7 +208,11 @@ class RerankerModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss = self.loss(self(batch), batch["labels"], batch["items"] > 0, self.temperature)
+        items, labels = batch["items"], batch["labels"]
+        if self.loss is bce and hasattr(self.ranker, "bce"):  # which has a way of its own to it, of the same result
+            loss = self.ranker.bce(self._vectors(items, *self._known(batch)), items > 0, labels)
+        else:
+            loss = self.loss(self(batch), labels, items > 0, self.temperature)
         # Summed here and logged once an epoch: logging at every step costs more than a step of these models.
         self._epoch_loss = self._epoch_loss.to(loss.device) + loss.detach()
         self._epoch_steps += 1

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rec.errors import UserError
-from lit_rec.rerankers.attention import score_in_context
+from lit_rec.rerankers.attention import bce_in_context, score_in_context
 from lit_rec.rerankers.features import perceptron
 
 
@@ -64,6 +64,16 @@ class PRM(nn.Module):
             UserError: when there are more candidates than positions were learned for.
         """
         return score_in_context(self.attention, self.mlp, x + self._places(x.shape[1]), mask)
+
+    def bce(self, x: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """The loss `bce` of the scores, there and back in one pass where there are kernels.
+
+        Args:
+            x: As for `forward`, and so is mask.
+            mask: See x.
+            labels: [B, C].
+        """
+        return bce_in_context(self.attention, self.mlp, x + self._places(x.shape[1]), mask, labels)
 
     def _places(self, length: int) -> Tensor:
         """The encoding of so many positions, [length, width]."""

@@ -12,6 +12,8 @@ from lit_rec.knowledge.adaptor import HybridExpertAdaptor
 from lit_rec.rerankers.attention import score_in_context
 from lit_rec.rerankers.dlcm import DLCM
 from lit_rec.rerankers.features import ItemFeatures, perceptron
+from lit_rec.rerankers.losses import bce
+from lit_rec.rerankers.module import RerankerModule
 from lit_rec.rerankers.prm import PRM
 from tests.kernels.numbers import CLOSE, assert_alike, padded
 
@@ -46,6 +48,61 @@ def test_logits_and_gradients_are_those_of_attention_and_perceptron(
     theirs = torch.zeros(lists, candidates, dtype=torch.float64).masked_scatter(mask, scores[mask[some]])
     expected = torch.autograd.grad(theirs, [x, *layer.parameters(), *mlp.parameters()], given.double())
     assert_alike(found, [theirs, *expected])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize(("lists", "candidates", "width"), [(1, 1, 32), (5, 50, 32), (37, 13, 96), (256, 10, 64)])
+def test_cross_entropy_and_gradients_made_on_the_way_are_those_of_the_scores(
+    lists: int, candidates: int, width: int, short: bool, threads: int
+) -> None:
+    torch.manual_seed(0)
+    ours = PRM(width)
+    exact = copy.deepcopy(ours).double()
+    mask = padded(lists, candidates) if short else torch.ones(lists, candidates, dtype=torch.bool)
+    x, labels = 5 * torch.randn(lists, candidates, width), torch.randint(0, 3, (lists, candidates)).float()
+
+    def both(model: PRM, x: Tensor, labels: Tensor) -> list[Tensor]:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        loss = model.bce(x.requires_grad_(), mask, labels)
+        assert ("_ContextLoss" in type(loss.grad_fn).__name__) == (x.dtype is torch.float32)
+        return [loss, *torch.autograd.grad(3 * loss, [x, *weights])]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = both(ours, x.clone(), labels)
+        assert torch.equal(both(ours, x.clone(), labels)[0], found[0])
+    finally:
+        torch.set_num_threads(before)
+    assert_alike(found, both(exact, x.double(), labels.double()))
+
+
+def test_cross_entropy_of_what_is_far_out_stays_finite_and_exact() -> None:
+    x, mask, labels = torch.randn(8, 10, 32), torch.ones(8, 10, dtype=torch.bool), torch.zeros(8, 10)
+    model = PRM(32)
+    with torch.no_grad():
+        model.mlp[-1].bias.fill_(300)
+    assert model.bce(x, mask, labels).item() == pytest.approx(bce(model(x, mask), labels, mask).item(), rel=1e-6)
+    assert model.bce(x, mask, labels + 2).item() == pytest.approx(0, abs=1e-9)  # above 1 counts as 1
+    x[3, 4, 5] = torch.nan
+    assert model.bce(x, mask, labels).isnan()
+
+
+def test_prm_is_trained_in_one_pass_and_scored_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    module = RerankerModule(n_items=49, architecture="prm", attributes=torch.ones(50, 1).long())
+    items = torch.randint(1, 50, (6, 10))
+    batch = {"user": torch.arange(6), "items": items, "labels": torch.randint(0, 2, (6, 10)).float()}
+    loss = module.training_step(batch, 0)
+    assert "_ContextLoss" in type(loss.grad_fn).__name__
+    assert "_Context" in type(module(batch).grad_fn).__name__
+    found = torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad])
+    monkeypatch.setattr(calls, "library", lambda: None)
+    theirs = module.training_step(batch, 0)
+    expected = torch.autograd.grad(theirs, [p for p in module.parameters() if p.requires_grad])
+    for ours, other in zip([loss, *found], [theirs, *expected], strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("gelu", [True, False])
@@ -221,7 +278,13 @@ def test_what_kernels_do_not_do_torch_does(why: str, monkeypatch: pytest.MonkeyP
         with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
             return model(x, mask)
 
+    def loss() -> Tensor:
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=why == "autocast"):
+            return model.bce(x, mask, torch.ones(3, 4, dtype=x.dtype))
+
     found = scores()
     assert "_Context" not in type(found.grad_fn).__name__
+    assert "_Context" not in type(loss().grad_fn).__name__
     monkeypatch.setattr(calls, "library", lambda: None)
     assert torch.equal(scores(), found)
