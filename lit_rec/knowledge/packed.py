@@ -1,4 +1,4 @@
-"""A frozen encoder on a CPU: linear layers as its units want them, attention by a kernel of our own."""
+"""A frozen encoder on a CPU: linear layers as its processor wants them, attention by a kernel of our own."""
 
 from typing import Any
 
