@@ -21,7 +21,7 @@ from tests.benchmarks.worlds import GENRE, ITEMS, lists
 
 WIDTH, LISTS_PER_USER = 64, 10
 NOISE = 0.15  # an exponent is measured no better than this
-REPEATS, FEWER = 5, 2  # the sizes in turn, so often; fewer of whole runs
+REPEATS, FEWER = 3, 2  # the sizes in turn, so often; fewer of whole runs
 
 
 def exponent(sizes: Sequence[float], taken: Sequence[float]) -> float:
