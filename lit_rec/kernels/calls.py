@@ -55,7 +55,7 @@ def numbers_in(weights: Sequence[Tensor]) -> int:
     return sum(weight.numel() for weight in weights)
 
 
-def parts_of(grads: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of weights, which lie one behind the other, in their shapes."""
-    parts = grads.split([weight.numel() for weight in weights])
-    return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+def parts_of(grads: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The gradients of weights, which lie one behind the other, in the weights' shapes."""
+    parts = grads.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

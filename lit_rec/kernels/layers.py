@@ -236,7 +236,7 @@ class _Context(torch.autograd.Function):
         kernels.context_backward(
             layers, *ctx.sizes, *addresses(x, lengths, ready, d_logits, dx, grads, sums, kept, scratch)
         )
-        return None, None, None, dx, *parts_of(grads, weights)
+        return None, None, None, dx, *parts_of(grads, [weight.shape for weight in weights])
 
 
 class _ContextLoss(torch.autograd.Function):
@@ -263,8 +263,7 @@ class _ContextLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         dx, grads = (saved * d_loss for saved in ctx.saved_tensors)
-        parts = grads.split([shape.numel() for shape in ctx.shapes])
-        return None, None, None, dx, *(part.view(shape) for part, shape in zip(parts, ctx.shapes, strict=True))
+        return None, None, None, dx, *parts_of(grads, ctx.shapes)
 
 
 def _layers(heads: int, x: Tensor, weights: Sequence[Tensor]) -> Layers:

@@ -86,7 +86,11 @@ class _GRU(torch.autograd.Function):
         sums = x.new_zeros(threads, numbers_in(weights))
         scratch = x.new_empty(threads * kernels.gru_scratch(chunk, candidates, hidden))
         kernels.gru_backward(*ctx.sizes, *addresses(x, weights[0], weights[2], d_out, dx, sums, kept, scratch))
-        return None, dx, *parts_of(sums[0], weights)  # the kernel leaves those of all threads in the first one's place
+        return (
+            None,
+            dx,
+            *parts_of(sums[0], [weight.shape for weight in weights]),
+        )  # the kernel leaves those of all threads in the first one's place
 
 
 class _Dlcm(torch.autograd.Function):
@@ -120,7 +124,7 @@ class _Dlcm(torch.autograd.Function):
         d_logits, dx, sums = d_logits.contiguous(), torch.empty_like(x), x.new_zeros(threads, numbers_in(weights))
         scratch = x.new_empty(threads * kernels.dlcm_scratch(chunk, dlcm))
         kernels.dlcm_backward(dlcm, *ctx.sizes, *addresses(x, lengths, ready, d_logits, dx, sums, kept, scratch))
-        return None, None, None, dx, *parts_of(sums[0], weights)
+        return None, None, None, dx, *parts_of(sums[0], [weight.shape for weight in weights])
 
 
 def _dlcm(norms: Sequence[nn.BatchNorm1d], x: Tensor, weights: Sequence[Tensor]) -> Dlcm:
