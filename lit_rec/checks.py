@@ -241,11 +241,13 @@ def _check_server(server: Any) -> None:
 
 def _check_time_zones(cfg: DictConfig) -> None:
     """Refuse a calendar that nobody keeps; where the system knows none at all, that is told when one is used."""
-    known = zoneinfo.available_timezones()
     for key in ("lists.time_zone", "data.time_zone"):
-        if has_key(cfg, key) and isinstance(zone := OmegaConf.select(cfg, key), str) and known and zone not in known:
-            near = difflib.get_close_matches(zone, known, n=1)
-            raise _bad(key, zone, near[0] if near else "UTC, or a place such as Europe/Madrid")
+        zone = OmegaConf.select(cfg, key) if has_key(cfg, key) else None
+        if isinstance(zone, str) and zone != "UTC":
+            known = zoneinfo.available_timezones()  # opens hundreds of files
+            if known and zone not in known:
+                near = difflib.get_close_matches(zone, known, n=1)
+                raise _bad(key, zone, near[0] if near else "UTC, or a place such as Europe/Madrid")
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:

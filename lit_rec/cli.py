@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from lit_rec.config import load_config, load_run, plain
 from lit_rec.errors import UserError
 from lit_rec.origins import groups, origins, render_origins
 from lit_rec.run.claim import check_run_dir
-from lit_rec.run.differing import check_overrides, check_same
-from lit_rec.run.folder import FULL
 from lit_rec.secrets import hide
 from lit_rec.stopping import stoppable
 
@@ -261,8 +258,12 @@ def _configuration(args: argparse.Namespace, overrides: list[str]) -> tuple[Dict
             return load_config(args.config, given)
         made = load_run(run, given)
         if args.config is not None:
+            from lit_rec.run.differing import check_same
+
             check_same(plain(made), plain(load_config(args.config, given)), run, args.config)
         if given and args.command in OF_FINISHED:
+            from lit_rec.run.differing import check_overrides
+
             check_overrides(plain(load_run(run)), plain(made), run)
         return made
 
@@ -297,7 +298,11 @@ def _several(args: argparse.Namespace, unknown: Sequence[str]) -> int:
     else:
         page = _newest_report()
         print(f"Report: {page}")
-    if args.open and not webbrowser.open(page.resolve().as_uri()):
+    if not args.open:
+        return 0
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
         print(f"no browser could be started; open {page}", file=sys.stderr)
     return 0
 
@@ -331,6 +336,8 @@ def _newest_report() -> Path:
 
 def _disk_trouble(error: Exception) -> bool:
     """Whether a write failed for want of space or permission; some libraries only say so in words."""
+    from lit_rec.run.folder import FULL
+
     if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
         return True
     return any(said in str(error) for said in ("No space left on device", "inline_container"))  # the second: torch.save
@@ -342,6 +349,8 @@ def _disk(error: Exception) -> UserError:
     if number in (errno.EACCES, errno.EPERM) and isinstance(place, str) and not _readable(place):
         why, fix = "it may not be read", "get the permission to read it, or name another place"
         return UserError(os.strerror(number), where=place, why=why, fix=fix)
+    from lit_rec.run.folder import FULL
+
     cure = "free some space, or move" if number in FULL else "choose a folder you may write to for"
     return UserError(
         os.strerror(number),

@@ -4,12 +4,13 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
@@ -30,6 +31,23 @@ MISTAKES = (
     *(AttributeError, AssertionError),  # what OmegaConf says to a value for a part of a part that is null
     *(ValueError, TypeError, RecursionError),  # and both to a file that is YAML and nothing else
 )
+
+
+class SchemaNode(ConfigNode):
+    """A schema in Hydra's store, made into nodes when a file names it.
+
+    Hydra copies its whole store for every composing: with all schemas made, that took as long as the rest of it.
+    """
+
+    def __init__(self, name: str, schema: type) -> None:
+        self.name, self.schema = f"{name}.yaml", schema
+        self.group = self.package = self.provider = None
+
+    @cached_property
+    def node(self) -> DictConfig:  # type: ignore[override]
+        """The schema's keys, types and defaults."""
+        nodes: DictConfig = OmegaConf.structured(self.schema)
+        return nodes
 
 
 def configs_dir() -> Path:
@@ -151,10 +169,7 @@ def composing(folder: Path, overrides: Sequence[str]) -> Iterator[list[str]]:
     Raises:
         HydraException: The folder cannot be searched.
     """
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        if f"{name}.yaml" not in store.repo:  # it takes as long as half of composing
-            store.store(name=name, node=schema)
+    ConfigStore.instance().repo.update({f"{name}.yaml": SchemaNode(name, schema) for name, schema in SCHEMAS.items()})
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
         shipped = quoted(f"file://{configs_dir()}")
