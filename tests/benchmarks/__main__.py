@@ -1,14 +1,13 @@
 """All benchmarks in one table: python -m tests.benchmarks [name ...] [--full] [--plot FILE] [--output FILE]
 
-Every benchmark runs in a process of its own, so that none inherits another's memory, threads or caches. Sizes are such
-that the whole table takes less than 20 minutes on 2 cores; --full takes the sizes that a study has.
+Every benchmark runs in a process of its own. Sizes are such that the whole table takes less than 20 minutes on 2 cores;
+--full takes the sizes that a study has.
 """
 
 import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,8 +17,10 @@ from rich.table import Table
 
 from lit_rec.cli import prepare
 from tests.benchmarks.harness import CLOCK
+from tests.benchmarks.processes import measure
 
 NAMES = (
+    "start",
     "metrics",
     "reading",
     "rewards",
@@ -42,18 +43,6 @@ def ticks() -> tuple[int, int]:
     stat = Path("/proc/stat")
     of_all = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:9]] if stat.exists() else [0] * 8
     return of_all[7], sum(of_all)
-
-
-def measure(name: str, full: bool, clock: str, plot: Path | None) -> list[dict[str, object]]:
-    """Rows of one benchmark."""
-    code = f"from tests.benchmarks.bench_{name} import run\n"
-    options = f"full={full}" + (f", plot={str(plot)!r}" if plot and name == "growth" else "")
-    code += f"for row in run({options}): print('ROW', row.line(), flush=True)"
-    environment = {**os.environ, CLOCK: clock}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        print(f"{name} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
-    return [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
 
 
 def fetch_llm(console: Console) -> None:
@@ -81,7 +70,7 @@ def main() -> int:
     )
     parser.add_argument("--plot", type=Path, help="also draw the curves of `growth` into this file (.svg or .png)")
     given = parser.parse_args()
-    clock = "processor" if given.processor_time else "wall"
+    os.environ[CLOCK] = "processor" if given.processor_time else "wall"
     prepare(None)  # as the command line does, for the peers as well
     console = Console(width=None if sys.stdout.isatty() else 180)
     waits = {"passive": "sleep", "active": "spin"}.get(os.environ.get("OMP_WAIT_POLICY", "active").lower(), "wait")
@@ -91,7 +80,8 @@ def main() -> int:
     rows, failed = [], []
     for name in given.names or NAMES:
         started, before = time.perf_counter(), ticks()
-        found = measure(name, given.full, clock, given.plot)
+        options = {"plot": str(given.plot)} if given.plot and name == "growth" else {}
+        found = measure(name, full=given.full, **options)
         failed += [] if found or name in NOWHERE else [name]
         rows += found
         stolen, spent = (after - first for after, first in zip(ticks(), before, strict=True))
@@ -103,14 +93,14 @@ def main() -> int:
     for column in ("work", "peer", "ours", "peer's", "ratio", "asked", "note"):
         table.add_column(column, justify="left" if column in ("work", "peer", "note") else "right")
     for row in rows:
-        reached = row["ratio"] >= row["reach"]  # type: ignore[operator]
+        reached = row["ratio"] >= row["reach"]
         values = [f"{row[key]:,.3g} {row['unit']}" for key in ("ours", "theirs")]
         ratio = f"[{'green' if reached else 'red'}]{row['ratio']:.2f}[/]"
         table.add_row(str(row["work"]), str(row["peer"]), *values, ratio, f"{row['reach']:.2f}", str(row["note"]))
     console.print(table)
     if given.output:
         given.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return int(bool(failed) or any(row["ratio"] < row["reach"] for row in rows))  # type: ignore[operator]
+    return int(bool(failed) or any(row["ratio"] < row["reach"] for row in rows))
 
 
 if __name__ == "__main__":

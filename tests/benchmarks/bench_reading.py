@@ -59,7 +59,7 @@ def run(full: bool = False) -> list[Row]:
             for name, values in read.items():
                 assert torch.equal(values.double(), theirs[name].double()), (name, trick)
         calls = [partial(with_pandas, folder, trick=trick) for trick in (False, True)]
-        mine, plain, trick_taken = interleave(partial(ours, folder), *calls, repeats=5)
+        mine, plain, trick_taken = interleave(partial(ours, folder), *calls, repeats=3)
     done = f"MovieLens-1M, raw files to tensors ({what})"
     return [
         faster(done, "pandas as its documentation reads `::`", (mine, plain), 5),

@@ -201,7 +201,7 @@ def run(full: bool = False) -> list[Row]:
         "item_vectors": torch.randn(ITEMS + 1, WIDTH, generator=draw),
     }
     cases = [(vectors, kind, reach) for vectors, reach in ((known, 8.0), ({}, 4.0)) for kind in ("dlcm", "prm")]
-    counts = {True: (3_000, 24_000), False: (6_000, 96_000)}  # with knowledge the peer takes ten times as long
+    counts = {True: (2_000, 16_000), False: (6_000, 96_000)}  # with knowledge the peer takes ten times as long
     sizes = {told: [lists(200_000 if full else count, CANDIDATES) for count in both] for told, both in counts.items()}
     return [_compare(*sizes[bool(vectors)], kind, vectors, reach) for vectors, kind, reach in cases]
 

@@ -80,7 +80,10 @@ def run(full: bool = False) -> list[Row]:
         llm, _ = smollm(store, dtype=native())
         ours, tokens = request(llm, many)
         few = tokens if full else tokens[:1]  # continuous batching: its rate is that of ten requests as of twenty
-        peers = {f"generate, {size} at a time": (partial(generated, llm.model, tokens, size), many) for size in sizes}
+        peers = {}
+        for size in sizes:
+            asked = tokens if full else tokens[:size]
+            peers[f"generate, {size} at a time"] = (partial(generated, llm.model, asked, size), len(asked))
         peers["continuous batching"] = (partial(continuous, llm.model, few), len(few))
         with llm.model.disable_adapter(), endless(llm):
             mine, *others = interleave(ours, *(call for call, _ in peers.values()), repeats=1)
@@ -90,5 +93,5 @@ def run(full: bool = False) -> list[Row]:
     mean = sum(map(len, tokens)) / many
     work = f"{SAMPLES} answers of {NEW} tokens to {many} prompts of {mean:.0f} tokens, {smollm_name()}, {native()}"
     note = ", ".join(f"{name}: {value:.1f}" for name, value in rates.items())
-    note += f"; each timed once, continuous batching on {len(few)} of the prompts"
+    note += "; each timed once" + ("" if full else ", those that take one prompt at a time on the first of both")
     return [Row(work, "transformers, the best way", rate, best, "tokens/s", rate / best, 1.5, note)]

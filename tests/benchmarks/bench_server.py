@@ -44,7 +44,7 @@ def run(full: bool = False) -> list[Row]:
         assert server.stdout is not None
         assert server.stdin is not None
         url = server.stdout.readline().strip()
-        rows = [measure(n, url) for n in (4, 16)]
+        rows = [measure(n, url) for n in (8, 16)]
         server.stdin.close()
     return rows
 
