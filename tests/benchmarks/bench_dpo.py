@@ -1,15 +1,15 @@
 """A DPO update, LoRA on SmolLM2-135M, against TRL's DPOTrainer: seconds and memory, every side in a process of its own.
 
-python -m tests.benchmarks.bench_dpo ours|trl|trl_precomputed BATCHES    (one side; prints its seconds and its peak)
+echo go | python -m tests.benchmarks.bench_dpo ours|trl|trl_precomputed BATCHES    (one side: its seconds and its peak)
 """
 
-import json
 import resource
-import subprocess
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lit_rec.llm.language_model import LanguageModel
 from lit_rec.policy.losses import preference_loss
 from lit_rec.policy.sequences import answer_logps, collate, encode_chat
-from tests.benchmarks.harness import Row, now
+from tests.benchmarks.harness import Row, now, seconds
+from tests.benchmarks.processes import Side, side, tell
 from tests.benchmarks.worlds import native, smollm, smollm_name, text
 
 if TYPE_CHECKING:
@@ -90,16 +91,6 @@ def updater(llm: LanguageModel, size: int = BATCH) -> Callable[[list[Pair]], tup
     return update
 
 
-def ours(folder: str, accumulate: int) -> float:
-    """Seconds of one update of 2 x `accumulate` pairs."""
-    update = updater(smollm(folder, dtype=native())[0])
-    update(pairs(BATCH, 20, 10))  # warm
-    wanted = pairs(BATCH * accumulate)
-    started = now()
-    update(wanted)
-    return now() - started
-
-
 def trl_trainer(
     folder: str, source: str, precompute: bool, accumulate: int, size: int, gpu: bool, lower: bool
 ) -> "Callable[[list[Pair], torch.nn.Module], DPOTrainer]":
@@ -160,13 +151,6 @@ def trl_updater(
     return update
 
 
-def trl(folder: str, precompute: bool, accumulate: int) -> float:
-    """TRL's update of as many pairs."""
-    update = trl_updater(folder, smollm(folder)[1], precompute, accumulate)
-    update(pairs(BATCH, 20, 10))  # warm
-    return update(pairs(BATCH * accumulate))
-
-
 def apart(llm: LanguageModel, source: str, folder: str, words: int = 60) -> dict[str, float]:
     """How far both sides are apart in float32, relative, with the same adapter, drawn so that it changes answers."""
     from transformers import AutoModelForCausalLM
@@ -197,40 +181,52 @@ def apart(llm: LanguageModel, source: str, folder: str, words: int = 60) -> dict
     return {name: float(((found[name] - theirs[name]).abs() / theirs[name].abs()).max()) for name in found}
 
 
-def side(name: str, accumulate: int) -> None:
-    """Run one side and print what it took; where both sides are at hand, also how far they are apart."""
+def serve(name: str, accumulate: int) -> None:
+    """One side: for every line that is asked, an update of 2 x `accumulate` pairs, or how far both are apart."""
     with tempfile.TemporaryDirectory() as folder:
-        taken = ours(folder, accumulate) if name == "ours" else trl(folder, name == "trl_precomputed", accumulate)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        found = apart(*smollm(folder), folder) if name == "trl_precomputed" else {}
-    print(json.dumps({"seconds": taken, "gigabytes": peak, "apart": found}))
+        if name == "ours":
+            step = updater(smollm(folder, dtype=native())[0])
+            update: Callable[[list[Pair]], object] = lambda given: seconds(lambda: step(given))  # noqa: E731
+        else:
+            update = trl_updater(folder, smollm(folder)[1], name == "trl_precomputed", accumulate)
+        update(pairs(BATCH, 20, 10))  # warm
+        for wanted in sys.stdin:
+            if wanted == "apart\n":
+                tell(apart(*smollm(folder), folder))
+            else:
+                taken = update(pairs(BATCH * accumulate))
+                tell({"seconds": taken, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
 
 
 def run(full: bool = False) -> list[Row]:
-    """Seconds and gigabytes of one update with its reference."""
+    """Seconds and gigabytes of one update with its reference; ours before and between the peer's settings."""
     accumulate = 8 if full else 1  # the batches of an update follow one another: the ratio does not depend on it
-    found: dict[str, Any] = {}
-    for name in ("ours", "trl", "trl_precomputed"):
-        command = [sys.executable, "-m", "tests.benchmarks.bench_dpo", name, str(accumulate)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-2000:])
-        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-    differing = found["trl_precomputed"]["apart"]
+    peers: dict[str, dict[str, float]] = {}
+    turns = []
+
+    def started(name: str) -> AbstractContextManager[Side]:
+        return side(["-m", "tests.benchmarks.bench_dpo", name, str(accumulate)])
+
+    with started("ours") as ours:
+        for name in ("trl", "trl_precomputed"):
+            turns.append(ours.work())
+            with started(name) as peer:
+                peers[name] = peer.work()
+                differing = peer.work("apart") if name == "trl_precomputed" else {}
     assert max(differing.values()) < ALIKE, differing
     size = f"{BATCH} x {accumulate} pairs, prompts of 527 tokens"
     work = f"DPO update with its reference, LoRA, {smollm_name()}, {native()}, {size}"
-    best = min(("trl", "trl_precomputed"), key=lambda name: found[name]["seconds"])
-    least = min(found[name]["gigabytes"] for name in ("trl", "trl_precomputed"))
-    a, b = found["ours"]["seconds"], found[best]["seconds"]
-    used = found["ours"]["gigabytes"]
-    peer = "TRL DPOTrainer, best of two settings"
+    best = min(peers, key=lambda name: peers[name]["seconds"])
+    least = min(one["gigabytes"] for one in peers.values())
+    a, b = statistics.mean(one["seconds"] for one in turns), peers[best]["seconds"]
+    used = max(one["gigabytes"] for one in turns)
+    who = "TRL DPOTrainer, best of two settings"
     same = "in float32 apart by at most " + ", ".join(f"{value:.0e} ({name})" for name, value in differing.items())
     return [
-        Row(work, peer, a, b, "s", b / a, 2.0, f"best: {best}; {same}"),
-        Row(f"{work}: memory", peer, used, least, "GB", least / used, 1 / 0.6, "peak of the whole process"),
+        Row(work, who, a, b, "s", b / a, 2.0, f"best: {best}; ours the mean of two; {same}"),
+        Row(f"{work}: memory", who, used, least, "GB", least / used, 1 / 0.6, "peak of the whole process"),
     ]
 
 
 if __name__ == "__main__":
-    side(sys.argv[1], int(sys.argv[2]))
+    serve(sys.argv[1], int(sys.argv[2]))
