@@ -71,7 +71,6 @@ class TextEncoder:
         """
         unique = list(dict.fromkeys(texts))
         index = {text: i for i, text in enumerate(unique)}
-        total, weight = torch.zeros(len(unique), self.width), torch.zeros(len(unique), 1)
         chunks = self._chunks(unique, cut)
         chunks.sort(key=lambda chunk: len(chunk[1]))
         left = [0] * len(unique)
@@ -79,14 +78,17 @@ class TextEncoder:
             left[owner] += 1
         batches = distributed.share(self._batches(chunks))
         pooled = side_by_side(self._pool, batches, wanted=self.model.device.type == "cpu")
-        for batch, (vectors, lengths) in zip(batches, pooled, strict=True):
-            owners = torch.tensor([owner for owner, _ in batch])
-            total.index_add_(0, owners, vectors * lengths)
-            weight.index_add_(0, owners, lengths)
+        found = [(torch.zeros(0, self.width), torch.zeros(0, 1))]
+        for batch, of_batch in zip(batches, pooled, strict=True):
+            found.append(of_batch)  # summed at the end: torch's threads would wait here for cores that are at work
             for owner, _ in batch:
                 left[owner] -= 1
                 if progress is not None and left[owner] == 0:
                     progress(1)
+        owners = torch.tensor([owner for batch in batches for owner, _ in batch], dtype=torch.int64)
+        vectors, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+        total = torch.zeros(len(unique), self.width).index_add_(0, owners, vectors * weights)
+        weight = torch.zeros(len(unique), 1).index_add_(0, owners, weights)
         total, weight = (
             torch.stack(parts).sum(0) for parts in zip(*distributed.gathered((total, weight)), strict=True)
         )
