@@ -1,7 +1,7 @@
 """A process for every benchmark, so that none inherits another's memory, threads or caches; and for sides of some.
 
 What they all import takes ten seconds on a slow machine. It is imported once, by a process that computes nothing, and
-that the others are forked from.
+that the others are forked from; not where there is a GPU, which a process that was forked may be unable to use.
 """
 
 import json
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT, TOLD = Path(__file__).parents[2], "TOLD "
-FORKED = get_context("forkserver")
-FORKED.set_forkserver_preload(["lightning", "transformers.modeling_utils", "peft"])
+BEGUN = get_context("spawn" if Path("/dev/nvidiactl").exists() else "forkserver")
+BEGUN.set_forkserver_preload(["lightning", "transformers.modeling_utils", "peft"])
 
 
 def measure(name: str, **options: Any) -> list[dict[str, Any]]:
     """Rows of one benchmark, run with these options; none where it failed, once that has been said."""
-    ours, theirs = FORKED.Pipe(duplex=False)
+    ours, theirs = BEGUN.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile("r") as said:
-        process = FORKED.Process(target=_run, args=(name, options, said.name, theirs))
+        process = BEGUN.Process(target=_run, args=(name, options, said.name, theirs))
         process.start()
         theirs.close()
         try:
