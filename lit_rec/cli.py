@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_rec import cores, distributed
 from lit_rec.config import load_config, load_run, plain
-from lit_rec.errors import UserError
+from lit_rec.errors import FULL, UserError
 from lit_rec.origins import groups, origins, render_origins
 from lit_rec.run.claim import check_run_dir
 from lit_rec.secrets import hide
@@ -336,8 +336,6 @@ def _newest_report() -> Path:
 
 def _disk_trouble(error: Exception) -> bool:
     """Whether a write failed for want of space or permission; some libraries only say so in words."""
-    from lit_rec.run.folder import FULL
-
     if isinstance(error, OSError) and error.errno in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
         return True
     return any(said in str(error) for said in ("No space left on device", "inline_container"))  # the second: torch.save
@@ -349,8 +347,6 @@ def _disk(error: Exception) -> UserError:
     if number in (errno.EACCES, errno.EPERM) and isinstance(place, str) and not _readable(place):
         why, fix = "it may not be read", "get the permission to read it, or name another place"
         return UserError(os.strerror(number), where=place, why=why, fix=fix)
-    from lit_rec.run.folder import FULL
-
     cure = "free some space, or move" if number in FULL else "choose a folder you may write to for"
     return UserError(
         os.strerror(number),

@@ -1,6 +1,10 @@
 """The one exception a user is meant to see."""
 
+import errno
+
 from lit_rec.secrets import hide
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a system says when a disk takes no more
 
 
 class UserError(Exception):

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from lit_rec.errors import UserError
-from lit_rec.run.folder import FULL, publish
+from lit_rec.errors import FULL, UserError
+from lit_rec.run.folder import publish
 
 MAX_UNPACKED = 8 << 30  # bytes; more than any asset here, less than a disk
 MAX_MEMBERS = 100_000  # files, for the same reason

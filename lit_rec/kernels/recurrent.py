@@ -86,11 +86,8 @@ class _GRU(torch.autograd.Function):
         sums = x.new_zeros(threads, numbers_in(weights))
         scratch = x.new_empty(threads * kernels.gru_scratch(chunk, candidates, hidden))
         kernels.gru_backward(*ctx.sizes, *addresses(x, weights[0], weights[2], d_out, dx, sums, kept, scratch))
-        return (
-            None,
-            dx,
-            *parts_of(sums[0], [weight.shape for weight in weights]),
-        )  # the kernel leaves those of all threads in the first one's place
+        # The kernel leaves those of all threads in the first one's place.
+        return None, dx, *parts_of(sums[0], [weight.shape for weight in weights])
 
 
 class _Dlcm(torch.autograd.Function):

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 from filelock import FileLock
 
 from lit_rec import distributed
-from lit_rec.errors import UserError
-from lit_rec.run.folder import FULL, sync
+from lit_rec.errors import FULL, UserError
+from lit_rec.run.folder import sync
 from lit_rec.texts import whole_text
 
 BLOCK = 1 << 16  # bytes read at a time while looking for the last newline

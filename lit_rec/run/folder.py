@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lit_rec import __version__, distributed
-from lit_rec.errors import UserError
+from lit_rec.errors import FULL, UserError
 from lit_rec.run.claim import check_run_dir
 
 MANIFEST = "manifest.json"
@@ -27,7 +27,6 @@ WANDB_RUN = "wandb_run"  # the id of its W&B run
 MLFLOW_RUNS = "mlflow_runs.json"  # which MLflow run goes on when this one is resumed
 FORMAT = 3
 TRAINED = ("/policy", "/divergence", "/agent")  # what one fit over all rounds leaves: none can be made again alone
-FULL = (errno.ENOSPC, errno.EDQUOT)
 LIBRARIES = ("torch", "lightning", "transformers", "peft", "polars")
 
 

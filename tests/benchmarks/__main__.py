@@ -5,7 +5,6 @@ Every benchmark runs in a process of its own. Sizes are such that the whole tabl
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -88,19 +87,18 @@ def main() -> int:
         took = f"{name}: {time.perf_counter() - started:.0f} s"
         console.print(f"{took}, {stolen / max(1, spent):.0%} of the processors taken by others", highlight=False)
         for row in found:
-            console.print(f"  {row['ratio']:,.3g} of {row['reach']:.3g}: {row['work']}; {row['peer']}", highlight=False)
+            console.print(f"  {row.ratio:,.3g} of {row.reach:.3g}: {row.work}; {row.peer}", highlight=False)
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} cores; ratio: how many times better, in the same run")
     for column in ("work", "peer", "ours", "peer's", "ratio", "asked", "note"):
         table.add_column(column, justify="left" if column in ("work", "peer", "note") else "right")
     for row in rows:
-        reached = row["ratio"] >= row["reach"]
-        values = [f"{row[key]:,.3g} {row['unit']}" for key in ("ours", "theirs")]
-        ratio = f"[{'green' if reached else 'red'}]{row['ratio']:.2f}[/]"
-        table.add_row(str(row["work"]), str(row["peer"]), *values, ratio, f"{row['reach']:.2f}", str(row["note"]))
+        values = [f"{value:,.3g} {row.unit}" for value in (row.ours, row.theirs)]
+        ratio = f"[{'green' if row.reached else 'red'}]{row.ratio:.2f}[/]"
+        table.add_row(row.work, row.peer, *values, ratio, f"{row.reach:.2f}", row.note)
     console.print(table)
     if given.output:
-        given.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return int(bool(failed) or any(row["ratio"] < row["reach"] for row in rows))
+        given.output.write_text("".join(row.line() + "\n" for row in rows))
+    return int(bool(failed) or not all(row.reached for row in rows))
 
 
 if __name__ == "__main__":

@@ -181,12 +181,16 @@ def apart(llm: LanguageModel, source: str, folder: str, words: int = 60) -> dict
     return {name: float(((found[name] - theirs[name]).abs() / theirs[name].abs()).max()) for name in found}
 
 
+def timed(update: Callable[[list[Pair]], object]) -> Callable[[list[Pair]], float]:
+    """The update, which then returns its seconds."""
+    return lambda given: seconds(lambda: update(given))
+
+
 def serve(name: str, accumulate: int) -> None:
     """One side: for every line that is asked, an update of 2 x `accumulate` pairs, or how far both are apart."""
     with tempfile.TemporaryDirectory() as folder:
         if name == "ours":
-            step = updater(smollm(folder, dtype=native())[0])
-            update: Callable[[list[Pair]], object] = lambda given: seconds(lambda: step(given))  # noqa: E731
+            update = timed(updater(smollm(folder, dtype=native())[0]))
         else:
             update = trl_updater(folder, smollm(folder)[1], name == "trl_precomputed", accumulate)
         update(pairs(BATCH, 20, 10))  # warm

@@ -1,6 +1,5 @@
 """Throughput of the server port against a server that answers after 200 ms, however many ask."""
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -8,6 +7,7 @@ import time
 from lit_rec.llm.server import ServerModel
 from lit_rec.llm.store import AnswerStore
 from tests.benchmarks.harness import Row
+from tests.benchmarks.processes import side, tell
 from tests.llm.stub_server import serving
 
 DELAY = 0.2  # seconds per answer
@@ -33,20 +33,15 @@ def measure(concurrency: int, url: str) -> Row:
 def serve() -> None:
     """The stub in a process of its own, as a server is: it must not share the interpreter lock with its client."""
     with serving(delay=DELAY) as stub:
-        print(stub.url, flush=True)
+        tell(stub.url)
         sys.stdin.read()
 
 
 def run(full: bool = False) -> list[Row]:
     """One row per concurrency."""
-    command = [sys.executable, "-m", "tests.benchmarks.bench_server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert server.stdin is not None
-        url = server.stdout.readline().strip()
-        rows = [measure(n, url) for n in (8, 16)]
-        server.stdin.close()
-    return rows
+    with side(["-m", "tests.benchmarks.bench_server"]) as server:
+        url = server.told()
+        return [measure(n, url) for n in (8, 16)]
 
 
 if __name__ == "__main__":

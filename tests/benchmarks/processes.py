@@ -11,19 +11,20 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.harness import Row
+
 ROOT, TOLD = Path(__file__).parents[2], "TOLD "
 BEGUN = get_context("spawn" if Path("/dev/nvidiactl").exists() else "forkserver")
 BEGUN.set_forkserver_preload(["lightning", "transformers.modeling_utils", "peft"])
 
 
-def measure(name: str, **options: Any) -> list[dict[str, Any]]:
+def measure(name: str, **options: Any) -> list[Row]:
     """Rows of one benchmark, run with these options; none where it failed, once that has been said."""
     ours, theirs = BEGUN.Pipe(duplex=False)
     with tempfile.NamedTemporaryFile("r") as said:
@@ -31,7 +32,7 @@ def measure(name: str, **options: Any) -> list[dict[str, Any]]:
         process.start()
         theirs.close()
         try:
-            found: list[dict[str, Any]] = ours.recv()
+            found: list[Row] = ours.recv()
         except EOFError:
             found = []
         process.join()
@@ -45,7 +46,7 @@ def _run(name: str, options: dict[str, Any], said: str, rows: Connection) -> Non
     with open(said, "w") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    rows.send([asdict(row) for row in import_module(f"tests.benchmarks.bench_{name}").run(**options)])
+    rows.send(import_module(f"tests.benchmarks.bench_{name}").run(**options))
 
 
 class Side:
